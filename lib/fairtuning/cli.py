@@ -1,0 +1,213 @@
+"""The command line: ``fairtuning data | run | table | claims | coverage | verify``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fairtuning import FairtuningError
+
+app = typer.Typer(
+    help="Reproduce three papers on fair fine-tuning: data, runs, tables, claims.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Data sets: which there are, fetch them, verify them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Study = Annotated[str, typer.Argument(help="A study, named after its paper: zhang2024.")]
+Profile = Annotated[str, typer.Option(help="Scale of the runs: classroom, compact or paper.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, a list of objects, instead of a table.")]
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]], *, caption: str | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """Every data set, what it needs and its licence."""
+    from fairtuning.datasets import SOURCES
+
+    rows = [{"name": n, "title": s.title, "needs": s.needs, "licence": s.licence} for n, s in SOURCES.items()]
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_table("Data sets", list(rows[0]), [list(row.values()) for row in rows])
+
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="A data set of `fairtuning data list`.")]) -> None:
+    """Bring the official files of a data set here, checked by SHA-256 (FAIRTUNING_MIRROR stands in for the network)."""
+    from fairtuning import datasets
+
+    paths = datasets.fetch(name)
+    print(*(paths or [f"{name} needs no files: it is generated or comes with a package"]), sep="\n")
+
+
+@data_app.command("verify")
+def data_verify(name: Annotated[str, typer.Argument(help="A data set of `fairtuning data list`.")]) -> None:
+    """Check the files that are here against the published SHA-256, and that they can be read."""
+    from fairtuning import datasets
+
+    print(*datasets.verify(name), sep="\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------- run
+@app.command()
+def run(
+    study: Study,
+    profile: Profile = "paper",
+    only: Annotated[str | None, typer.Option(help="One table or figure, e.g. table3 or 'Fig. 5'.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds 0 to N-1; default: the profile's number.")] = None,
+    executor: Annotated[
+        str,
+        typer.Option(help="inline, processes (one per core), or a dask scheduler's address such as tcp://host:8786."),
+    ] = "processes",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Compute everything again in _build/fresh and compare with the store.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what is missing and what it would cost.")
+    ] = False,
+) -> None:
+    """Compute the runs of a study that are missing, and say first what that will cost."""
+    from fairtuning import paths, report, runs, studies, verification
+
+    module = studies.study(study)
+    labels = report.labels(module, only)
+    fresh_folder = paths.fresh_folder() if fresh else None
+    estimate = runs.cost(module, labels, profile=profile, seeds=seeds, folder=fresh_folder)
+    store = runs.Store.of(study, profile, folder=fresh_folder).path
+    print(f"{store}: {estimate['present']} records, {estimate['missing']} runs missing", end="")
+    print(f", about {estimate['seconds'] / 60:.1f} minutes on one core" if estimate["missing"] else "; nothing to do")
+    if dry_run or not estimate["missing"]:
+        return
+    made = runs.ensure(module, labels, profile=profile, seeds=seeds, executor_name=executor, folder=fresh_folder)
+    print(f"{made.path}: {len(made.records)} records")
+    if fresh:
+        _verdict(verification.compare_stores(module, made, runs.Store.of(study, profile)))
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+@app.command()
+def table(study: Study, name: str, profile: Profile = "paper", as_json: Json = False) -> None:
+    """A table or figure of the paper: published and ours side by side."""
+    from fairtuning import report
+
+    rows = report.table(study, name, profile=profile)
+    if as_json:
+        _print_json(rows)
+        return
+    shown = [
+        [row["row"], row["column"], row["data"], report.plain(row["published"]), report.plain(row["ours"])]
+        for row in rows
+    ]
+    _print_table(
+        report.title(study, name),
+        ["row", "column", "data", "published", "ours"],
+        shown,
+        caption="mean ± standard deviation over runs; '-': not given, or not run here",
+    )
+
+
+@app.command()
+def claims(
+    study: Annotated[str | None, typer.Argument(help="A study; default: all.")] = None,
+    profile: Profile = "paper",
+    as_json: Json = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Also write the scoreboard as two SVG files, -light and -dark, beside this name."),
+    ] = None,
+) -> None:
+    """Every claim with its verdict, effect and interval."""
+    from fairtuning import report, studies
+
+    names = [study] if study else list(studies.STUDIES)
+    verdicts = [verdict for name in names for verdict in report.verdicts(name, profile=profile)]
+    if picture is not None:
+        from fairtuning import pages
+
+        pages.write_scoreboard(picture.parent, profile=profile)
+    if as_json:
+        _print_json([verdict.as_json() for verdict in verdicts])
+        return
+    rows = [
+        [v.id, v.data, v.verdict, report.number(v.effect), report.interval(v.interval), str(v.n), v.reason]
+        for v in verdicts
+    ]
+    _print_table(
+        f"Claims, profile {profile}", ["claim", "data", "verdict", "effect", "95 % interval", "n", "reason"], rows
+    )
+
+
+@app.command()
+def coverage(profile: Profile = "paper", as_json: Json = False) -> None:
+    """Every table and figure of every paper, and its state here."""
+    from fairtuning import report
+
+    rows = report.coverage(profile=profile)
+    if as_json:
+        _print_json(rows)
+    else:
+        columns = ["paper", "item", "data", "state", "profile", "note"]
+        _print_table("Coverage", columns, [[str(row[name] or "") for name in columns] for row in rows])
+
+
+@app.command()
+def verify(
+    study: Study,
+    profile: Profile = "paper",
+    sample: Annotated[int, typer.Option(help="How many records to make again, drawn at random.")] = 20,
+    everything: Annotated[bool, typer.Option("--all", help="Every record.")] = False,
+    key: Annotated[str | None, typer.Option(help="One record, by its key (or the beginning of it).")] = None,
+    executor: Annotated[str, typer.Option(help="inline, processes, or a dask scheduler's address.")] = "inline",
+) -> None:
+    """Make records again and compare them with the committed ones; exit status 1 where one differs."""
+    from fairtuning import studies, verification
+
+    if sample < 1:
+        raise FairtuningError(f"--sample is {sample}; allowed: 1 or more")
+    module = studies.study(study)
+    number = None if everything else sample
+    _verdict(verification.verify(module, profile=profile, sample=number, key=key, executor_name=executor))
+
+
+def _verdict(compared: dict[str, list[str]]) -> None:
+    for outcome, keys in compared.items():
+        print(f"{outcome}: {len(keys)}" + (f" ({', '.join(keys[:5])}{' …' if len(keys) > 5 else ''})" if keys else ""))
+    if compared["differs"]:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one line on standard error and exit status 2."""
+    try:
+        app()
+    except FairtuningError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; what is recorded stays, start again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Data for the classroom: generated or shipped with scikit-learn, the same from the same seed, no network.
+
+Both are teaching material. Nothing measured on them says anything about a paper's data.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+
+from fairtuning.datasets import DataError, GroupedData
+
+SPLITS = ("pretraining", "training", "validation", "test")
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def census(*, n: int = 6000, bias: float = 1.0, seed: int = 0, split_seed: int = 0) -> GroupedData:
+    """A synthetic census: who earns "high", given eight attributes, in two groups A and B.
+
+    Latent skill is normal and equally distributed in both groups. Four attributes are noisy readings of skill, two
+    are proxies of the group, two are noise. The label is drawn from
+    ``logit P(high) = 2 skill - 1.2 + bias (group - 1/2)``: at ``bias = 0`` both groups have the same rate of "high"
+    labels, and a larger ``bias`` is a larger unjust gap in the labels themselves. inputs ``[n, 8]`` float64.
+    """
+    if n < 100:
+        raise DataError(f"n is {n}; a census needs at least 100 examples")
+    rng = np.random.default_rng(seed)
+    group = (rng.random(n) < 0.6).astype(np.int64)
+    skill = rng.normal(size=n)
+    readings = skill[:, None] + rng.normal(scale=0.8, size=(n, 4))
+    proxies = (group[:, None] - 0.5) * np.array([2.0, 1.0]) + rng.normal(size=(n, 2))
+    noise = rng.normal(size=(n, 2))
+    chance = 1 / (1 + np.exp(-(2 * skill - 1.2 + bias * (group - 0.5))))
+    label = (rng.random(n) < chance).astype(np.int64)
+    inputs = np.concatenate([readings, proxies, noise], axis=1)
+    split = np.searchsorted(np.array([0.40, 0.66, 0.77]), (np.arange(n) + 0.5) / n, side="right")
+    split = split[np.random.default_rng([split_seed, 1]).permutation(n)]
+    return GroupedData(
+        name="census",
+        edition="synthetic",
+        digest=_digest("census", 1, n, bias, seed, split_seed),
+        inputs=torch.from_numpy(inputs),
+        label=torch.from_numpy(label),
+        group=torch.from_numpy(group),
+        split=torch.from_numpy(split),
+        label_names=("low", "high"),
+        group_names=("A", "B"),
+        split_names=SPLITS,
+        feature_names=("test score", "schooling", "reference", "interview", "district", "club", "noise 1", "noise 2"),
+    )
+
+
+def digits(*, alignment: float = 0.9, seed: int = 0, split_seed: int = 0) -> GroupedData:
+    """scikit-learn's 1,797 digits (8 x 8 grey levels 0 to 16) on one of two backgrounds.
+
+    The background, plain or bright in its lower half, is the group. Among pre-training, training and validation images
+    even digits lie on the plain one with probability ``alignment`` and odd digits on the bright one, so that the
+    background is a shortcut to the digit's parity; every test image appears twice, once on each background.
+    inputs ``[N, 64]`` float64 in [0, 1], label = the digit.
+    """
+    if not 0.5 <= alignment <= 1:
+        raise DataError(f"alignment is {alignment}; allowed: 0.5 (no shortcut) to 1")
+    from sklearn.datasets import load_digits
+
+    images, label = load_digits(return_X_y=True)
+    rng = np.random.default_rng(seed)
+    order = np.random.default_rng([split_seed, 1]).permutation(len(label))
+    split = np.empty(len(label), dtype=np.int64)
+    split[order] = np.searchsorted(np.array([0.40, 0.66, 0.77]), (np.arange(len(label)) + 0.5) / len(label), "right")
+    group = (label % 2) ^ (rng.random(len(label)) >= alignment)
+    test = np.flatnonzero(split == 3)
+    images = np.concatenate([images, images[test]])
+    label = np.concatenate([label, label[test]])
+    split = np.concatenate([split, split[test]])
+    group = np.concatenate([group, 1 - group[test]])
+    bright = np.zeros((8, 8))
+    bright[4:] = 8.0
+    images = np.maximum(images, group[:, None] * bright.reshape(1, 64))
+    return GroupedData(
+        name="digits",
+        edition="background-shortcut",
+        digest=_digest("digits", 1, alignment, seed, split_seed),
+        inputs=torch.from_numpy(images / 16.0),
+        label=torch.from_numpy(label.astype(np.int64)),
+        group=torch.from_numpy(group.astype(np.int64)),
+        split=torch.from_numpy(split),
+        label_names=tuple(str(digit) for digit in range(10)),
+        group_names=("plain", "bright"),
+        split_names=SPLITS,
+    )

@@ -1,0 +1,315 @@
+"""From configurations to records: keys, the store, executors, resuming.
+
+A study is a module that says which runs its tables need and what one run does. This module knows none of that: it
+computes what is missing and appends it. A store is one JSON-lines file per study and profile with three kinds of
+line: a ``record`` (what a run left), ``examples`` (label and group of the examples that predictions belong to) and an
+``environment`` (hardware, package versions, commit; referred to by its key).
+"""
+
+import base64
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairtuning import FairtuningError
+from fairtuning.paths import ROOT, results_folder
+
+Record = dict[str, Any]
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "fairtuning")
+
+
+class RunError(FairtuningError):
+    """A run that cannot start or go on."""
+
+
+# ---------------------------------------------------------------------------------------------------- keys and lines
+def canonical(value: Any) -> str:
+    """One text for one value: JSON with sorted keys and no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def key_of(configuration: Any, *, digest: str, version: int) -> str:
+    """16 hexadecimal digits that stand for a run: configuration, data and the version of its method."""
+    text = canonical([asdict(configuration), digest, version])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def pack(values: Sequence[int] | np.ndarray, *, classes: int) -> Record:
+    """Small integers as text: bits (two classes) or bytes, zlib, base64; about a kilobyte for 10,000 predictions."""
+    array = np.asarray(values, dtype=np.uint8)
+    raw = np.packbits(array) if classes == 2 else array
+    return {
+        "n": len(array),
+        "classes": classes,
+        "packed": base64.b64encode(zlib.compress(raw.tobytes(), 9)).decode(),
+    }
+
+
+def unpack(packed: Record) -> np.ndarray:
+    """The integers that ``pack`` packed, ``[n]`` uint8."""
+    raw = np.frombuffer(zlib.decompress(base64.b64decode(packed["packed"])), dtype=np.uint8)
+    return np.unpackbits(raw, count=packed["n"]) if packed["classes"] == 2 else raw
+
+
+@cache
+def environment() -> Record:
+    """Where a record is made: processor, Python, packages, commit; with the key that records refer to it by."""
+    described = {
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+    return {"kind": "environment", "key": hashlib.sha256(canonical(described).encode()).hexdigest()[:12], **described}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "lib", "requirements.lock")
+        return git("rev-parse", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+# ------------------------------------------------------------------------------------------------------------- store
+class Store:
+    """The lines of one study and profile. Reading needs nothing; ``writing()`` takes the store's lock."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.records: dict[str, Record] = {}
+        self.examples: dict[str, Record] = {}
+        self.environments: dict[str, Record] = {}
+        self._writable = False
+        self.reload()
+
+    @classmethod
+    def of(cls, study: str, profile: str, *, folder: Path | None = None) -> "Store":
+        return cls(cls.path_of(study, profile, folder=folder))
+
+    @staticmethod
+    def path_of(study: str, profile: str, *, folder: Path | None = None) -> Path:
+        return (folder or results_folder()) / f"{study}-{profile}.jsonl"
+
+    def reload(self) -> None:
+        if not self.path.is_file():
+            return
+        text = self.path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]  # a torn last line (power lost while writing) is dropped
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                table = {"record": self.records, "examples": self.examples, "environment": self.environments}[
+                    entry["kind"]
+                ]
+                table[entry["key"]] = entry
+            except (ValueError, KeyError) as error:
+                raise RunError(
+                    f"{self.path}, line {number} is not a record ({error}); restore the file from git"
+                ) from error
+
+    @contextmanager
+    def writing(self) -> Iterator["Store"]:
+        """The only way to append. A second launcher on the same store is refused by an operating-system lock."""
+        import filelock
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path.with_name(self.path.name + ".lock"), timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise RunError(f"another launcher is writing {self.path.name}; wait for it, or stop it first") from None
+        try:
+            self._drop_torn_line()
+            self.reload()
+            self._writable = True
+            yield self
+        finally:
+            self._writable = False
+            lock.release()
+
+    def _drop_torn_line(self) -> None:
+        if self.path.is_file():
+            text = self.path.read_bytes()
+            whole = text.rfind(b"\n") + 1
+            if whole < len(text):
+                os.truncate(self.path, whole)
+
+    def append(self, entry: Record) -> None:
+        """One line, then fsync. A key that is there already is kept as it is."""
+        if not self._writable:
+            raise RuntimeError("append() outside writing()")
+        table = {"record": self.records, "examples": self.examples, "environment": self.environments}[entry["kind"]]
+        if entry["key"] in table:
+            return
+        with open(self.path, "ab") as file:
+            file.write(canonical(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        table[entry["key"]] = entry
+
+
+# --------------------------------------------------------------------------------------------------------- executors
+class Inline(Executor):
+    """Runs a task where it is submitted."""
+
+    def submit(self, function: Callable, /, *arguments: Any, **named: Any) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(function(*arguments, **named))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def executor(name: str) -> Iterator[tuple[Executor, int]]:
+    """``inline``, ``processes`` (one per core) or a dask scheduler's address; with how many tasks to keep in it."""
+    if name == "inline":
+        yield Inline(), 1
+    elif name == "processes":
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool, workers + 1
+    elif ":" in name:
+        try:
+            from distributed import Client
+        except ImportError:
+            raise RunError(f"executor {name!r} needs dask: pip install 'fairtuning[cluster]'") from None
+        try:
+            client = Client(name, timeout=20)
+        except (OSError, ValueError) as error:
+            raise RunError(f"no dask scheduler answers at {name!r} ({error})") from None
+        with client:
+            yield client.get_executor(pure=False), 1000
+    else:
+        raise RunError(f"executor is {name!r}; allowed: inline, processes, or a dask scheduler's address (tcp://…)")
+
+
+def run_all(
+    units: Sequence[Sequence[Any]],
+    work: Callable[[Sequence[Any]], list[Record]],
+    *,
+    store: Store,
+    executor: Executor,
+    in_flight: int = 1,
+    finished: Callable[[int], None] = lambda runs: None,
+) -> None:
+    """Computes ``units`` (lists of configurations that train together) and appends each record as its unit returns.
+
+    Any ``concurrent.futures.Executor`` will do. Only this process writes; at most ``in_flight`` units are handed out
+    at a time, so that a launcher killed at any moment loses no more than those.
+    """
+    waiting = list(units)
+    running: set[Future] = set()
+    try:
+        while waiting or running:
+            while waiting and len(running) < in_flight:
+                running.add(executor.submit(work, waiting.pop(0)))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                lines = future.result()
+                for line in lines:
+                    store.append(line)
+                finished(sum(line["kind"] == "record" for line in lines))
+    except BrokenProcessPool:
+        raise RunError(
+            "a worker process died (out of memory?); what it had not returned is not recorded, the rest is: "
+            "start again to go on"
+        ) from None
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def missing(configurations: Iterable[Any], *, store: Store, key: Callable[[Any], str]) -> list[Any]:
+    """The configurations that have no record yet, each once, in the given order."""
+    found = {key(configuration): configuration for configuration in configurations}
+    return [configuration for its_key, configuration in found.items() if its_key not in store.records]
+
+
+# ------------------------------------------------------------------------------------------------------------ studies
+def ensure(
+    study: Any,
+    labels: Sequence[str],
+    *,
+    profile: str = "paper",
+    seeds: int | None = None,
+    executor_name: str = "inline",
+    folder: Path | None = None,
+    progress: bool = True,
+) -> Store:
+    """The store of ``study`` with every run that ``labels`` need: those present are read, the missing ones computed."""
+    store = Store.of(study.NAME, profile, folder=folder)
+    seeds = study.PROFILES[profile]["seeds"] if seeds is None and profile in study.PROFILES else seeds
+    if not _todo(study, labels, profile, seeds, store):
+        return store
+    with store.writing(), executor(executor_name) as (pool, in_flight):
+        for phase in study.plan(profile, labels, seeds, lambda run: store.records.get(study.key(run))):
+            todo = missing(phase, store=store, key=study.key)
+            if todo:
+                with _bar(len(todo), progress) as bar:
+                    run_all(
+                        study.units(todo), study.work, store=store, executor=pool, in_flight=in_flight, finished=bar
+                    )
+    return store
+
+
+def _todo(study: Any, labels: Sequence[str], profile: str, seeds: int | None, store: Store) -> list[Any]:
+    """Every run still missing; where a search is unfinished its first candidate stands in for the selected one."""
+    phases = study.plan(profile, labels, seeds, lambda run: store.records.get(study.key(run)))
+    return [run for phase in phases for run in missing(phase, store=store, key=study.key)]
+
+
+def cost(
+    study: Any, labels: Sequence[str], *, profile: str, seeds: int | None = None, folder: Path | None = None
+) -> Record:
+    """What ``ensure`` would compute: how many runs are missing, and how many seconds such runs took before."""
+    store = Store.of(study.NAME, profile, folder=folder)
+    seeds = study.PROFILES[profile]["seeds"] if seeds is None and profile in study.PROFILES else seeds
+    todo = _todo(study, labels, profile, seeds, store)
+    known = [record["seconds"] for record in store.records.values()]
+    each = sum(known) / len(known) if known else getattr(study, "SECONDS", 1.0)
+    return {"missing": len(todo), "present": len(store.records), "seconds": round(each * len(todo), 1)}
+
+
+@contextmanager
+def _bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    if not show:
+        yield lambda runs: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="run", desc="training", leave=False) as bar:
+        yield bar.update

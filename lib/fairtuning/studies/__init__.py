@@ -1,0 +1,22 @@
+"""Studies: one per paper. Each says which runs its tables need and what one run does.
+
+A study is a module with ``NAME``, ``PROFILES``, ``LABELS`` (item of the paper -> labels of runs), ``plan``, ``key``,
+``units``, ``work``, ``cell`` and ``quantities``; ``studies.zhang2024`` is the pattern.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+from fairtuning import FairtuningError
+
+#: Every paper of the companion, in the book's order; those with a module here can be run.
+PAPERS = ("zhang2024", "sukumaran2024", "kamalaruban2025")
+STUDIES = ("zhang2024",)
+
+
+def study(name: str) -> ModuleType:
+    """The study's module; an unknown name, or one that cannot be run yet, is a one-line error."""
+    if name not in STUDIES:
+        yet = " (known, but not yet here)" if name in PAPERS else ""
+        raise FairtuningError(f"unknown study {name!r}{yet}; allowed: {', '.join(STUDIES)}")
+    return import_module(f"fairtuning.studies.{name}")

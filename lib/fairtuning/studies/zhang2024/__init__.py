@@ -1,0 +1,25 @@
+"""arXiv 2403.00625: group-wise Fisher information, neutralised, inside a weighted SVD of the head.
+
+``configuration`` holds what a run is and which runs each table needs, ``work`` what one run does, ``tables`` how
+records become the paper's cells and the quantities that claims are about.
+"""
+
+from fairtuning.studies.zhang2024.configuration import (
+    LABELS,
+    NAME,
+    PROFILES,
+    Run,
+    configuration,
+    key,
+    plan,
+    resolve,
+    selected,
+    units,
+)
+from fairtuning.studies.zhang2024.tables import CELLS, cell, quantities, results
+from fairtuning.studies.zhang2024.work import work
+
+__all__ = [
+    "CELLS", "LABELS", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "plan", "quantities", "resolve", "results",
+    "selected", "units", "work",
+]  # fmt: skip

@@ -1,0 +1,355 @@
+"""What a run of P1 is, how a label such as ``OURS/sgd`` names one, and which runs each table and figure needs."""
+
+import re
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import groupby, product
+
+from fairtuning import FairtuningError
+from fairtuning.runs import Record, key_of
+
+NAME = "zhang2024"
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How the network that is fine-tuned came about (the paper is silent on optimiser, rate, batch and epochs)."""
+
+    hidden: tuple[int, ...] = (20, 20)  # 13 -> 20 -> 20 -> 2: the paper's 742 parameters
+    penalty: str = "none"  # none, equalized_odds or demographic_parity
+    intensity: float = 0.0  # (1 - intensity) CE + intensity penalty, our reading
+    learning_rate: float = 0.0  # 0: to be selected
+    batch_size: int = 0
+    epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, fully resolved; its key is a hash of this, of the data's digest and of the method's version."""
+
+    data: str = "adult"
+    encoding: str = "integer"
+    split_seed: int = 0
+    pretraining: Pretraining = Pretraining()
+    method: str = "head"  # pre-trained (nothing more), head (TL), factored head, network (Retrain)
+    weighting: str = "none"  # of the factored head's rows: none (f+SVD), neutralised (OURS) or a control
+    alpha: float = 0.5  # weight of group 0 (female) in the neutralised importance; 1 - alpha is group 1's
+    fisher: str = "empirical"
+    rank: int = 2
+    penalty: str = "none"
+    intensity: float = 0.0
+    optimiser: str = "adam"  # adam, sgd (momentum 0.9), lbfgs (full batch, to convergence)
+    learning_rate: float = 0.0  # 0: to be selected (nothing to select where the method has no such setting)
+    batch_size: int = 0  # 0: that of pre-training, likewise epochs
+    epochs: int = 0
+    seed: int = 0  # initialisation
+    order_seed: int = 0  # order of the data
+    evaluate: str = "test"  # validation for the runs of a search: they never read the test set
+    keep: str = "predictions"  # or "fisher", "representations": what Figs 3 and 1 are drawn from
+    precision: str = "float64"
+    threads: int = 1
+    device: str = "cpu"
+
+
+#: Raised by hand when what a method does changes; part of every key.
+VERSIONS = {"pre-trained": 1, "head": 1, "factored head": 1, "network": 1}
+
+#: Optimiser and rate of every search; the same four settings for every method that is compared.
+RATES = {"adam": (0.0003, 0.001, 0.003, 0.01), "sgd": (0.001, 0.003, 0.01, 0.03)}
+SEARCH_SEEDS = 5
+
+PROFILES = {
+    "paper": {
+        "data": "adult",
+        "seeds": 10,
+        "pretraining": [
+            {"learning_rate": rate, "batch_size": batch, "epochs": epochs}
+            for rate, batch, epochs in product(RATES["adam"], (128, 512), (10, 30))
+        ],
+        "rates": RATES,
+    },
+    "classroom": {
+        "data": "census",
+        "seeds": 5,
+        "pretraining": [{"learning_rate": 0.003, "batch_size": 128, "epochs": 10}],
+        "rates": {"adam": (0.003,), "sgd": (0.01,)},
+    },
+}
+# Adult needs no reduced size; compact is the paper's data with fewer seeds and one setting each.
+PROFILES["compact"] = PROFILES["paper"] | {
+    "seeds": 5,
+    "pretraining": [{"learning_rate": 0.003, "batch_size": 128, "epochs": 30}],
+    "rates": {"adam": (0.003,), "sgd": (0.01,)},
+}
+
+# ------------------------------------------------------------------------------------------------------------- labels
+CRITERIA = {"EO": "equalized_odds", "DP": "demographic_parity"}
+INTENSITIES = (0.1, 0.5, 0.9)
+METHODS = {
+    "pre-trained": {"method": "pre-trained"},
+    "TL": {"method": "head"},
+    "f+SVD": {"method": "factored head", "weighting": "none"},
+    "OURS": {"method": "factored head", "weighting": "neutralised"},
+    "average first": {"method": "factored head", "weighting": "average_first"},
+    "normalised": {"method": "factored head", "weighting": "normalised"},
+    "female only": {"method": "factored head", "weighting": "group_0"},
+    "male only": {"method": "factored head", "weighting": "group_1"},
+    "pooled": {"method": "factored head", "weighting": "pooled"},
+    "random": {"method": "factored head", "weighting": "random"},
+    "Retrain": {"method": "network"},
+}
+MODIFIERS = {
+    "sgd": {"optimiser": "sgd"},
+    "converged": {"optimiser": "lbfgs"},
+    "r=1": {"rank": 1},
+    "true Fisher": {"fisher": "true"},
+    "one-hot": {"encoding": "one-hot"},
+    "fisher": {"keep": "fisher"},
+    "representations": {"keep": "representations"},
+}
+PATTERN = re.compile(
+    rf"(?P<method>{'|'.join(re.escape(name) for name in METHODS)})"
+    r"(?:(?P<how> after |\+| )(?P<criterion>EO|DP) (?P<intensity>[0-9.]+))?(?P<modifiers>(?:/[^/]+)*)"
+)
+
+
+@cache
+def resolve(label: str) -> Run:
+    """The run that a label names, before its learning rate is selected and its seed and data are set.
+
+    ``METHOD``, then ``+EO 0.5`` (penalty during fine-tuning) or `` after DP 0.1`` (during pre-training; ``pre-trained
+    DP 0.1`` for that network itself), then modifiers: ``/sgd``, ``/r=1``, ``/alpha=0.7``, ``/MLP-4``, ``/epochs=10``...
+    """
+    match = PATTERN.fullmatch(label)
+    if match is None:
+        raise FairtuningError(
+            f"unknown run label {label!r}; allowed: one of {', '.join(METHODS)}, then e.g. '+EO 0.5', ' after DP 0.1', "
+            "'/sgd', '/r=1', '/alpha=0.7', '/MLP-4'"
+        )
+    run = Run(**METHODS[match["method"]])
+    if match["criterion"]:
+        penalty = {"penalty": CRITERIA[match["criterion"]], "intensity": float(match["intensity"])}
+        if not 0 <= penalty["intensity"] < 1:
+            raise FairtuningError(f"intensity is {match['intensity']} in {label!r}; allowed: 0 to below 1")
+        if match["how"] == "+":
+            run = replace(run, **penalty)
+        else:
+            run = replace(run, pretraining=replace(run.pretraining, **penalty))
+    for modifier in match["modifiers"].split("/")[1:]:
+        run = _modify(run, modifier)
+    if not 1 <= run.rank <= 2:
+        raise FairtuningError(f"rank is {run.rank} in {label!r}; a head with 2 outputs allows 1 or 2")
+    return run
+
+
+def _modify(run: Run, modifier: str) -> Run:
+    if modifier in MODIFIERS:
+        return replace(run, **MODIFIERS[modifier])
+    name, _, value = modifier.partition("=")
+    try:
+        if name == "alpha" and 0 <= float(value) <= 1:
+            return replace(run, alpha=float(value))
+        if name in ("epochs", "batch_size") and int(value) >= 1:
+            return replace(run, **{name: int(value)})
+        if modifier.startswith("MLP-") and 1 <= int(modifier[4:]) <= 9:
+            return replace(run, pretraining=replace(run.pretraining, hidden=(20,) * int(modifier[4:])))
+    except ValueError:
+        pass
+    raise FairtuningError(
+        f"unknown modifier {modifier!r}; allowed: {', '.join(MODIFIERS)}, alpha=0..1, epochs=N, batch_size=N, MLP-N"
+    )
+
+
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
+PENALISED = [f"{criterion} {intensity}" for criterion in CRITERIA for intensity in INTENSITIES]
+CONTROLS = ["average first", "normalised", "female only", "male only", "pooled", "random", "OURS/true Fisher"]
+SENSITIVITY = [f"{m}/epochs={e}/batch_size={b}" for m in ("TL", "f+SVD", "OURS") for e in (5, 30) for b in (64, 512)]
+
+
+def alpha_label(alpha: float, orientation: str = "female") -> str:
+    """The run whose named group has weight alpha (the paper names both groups as S = 1, in different places)."""
+    weight = alpha if orientation == "female" else 1 - alpha
+    return "OURS" if weight == 0.5 else f"OURS/alpha={weight:.4g}"
+
+
+#: Which runs each table and figure needs, by its slug in published/zhang2024.yaml.
+LABELS: dict[str, list[str]] = {
+    "table1": [],
+    "table2": [f"{m} {p}" for p in PENALISED for m in ("pre-trained", "TL after", "OURS after")],
+    "table3": ["pre-trained", "Retrain", "OURS", *(f"Retrain+{p}" for p in PENALISED)],
+    "table4": [
+        f"{m}/MLP-{depth}" for depth in (3, 4, 5) for m in ("pre-trained", "TL", "f+SVD", "OURS")
+    ] + ["OURS"],
+    "figure1": ["TL/representations", "TL after DP 0.9/representations"],
+    "figure2": [],
+    "figure3": ["pre-trained/fisher", "pre-trained/fisher/true Fisher"],
+    "figure4": ["pre-trained", "TL", "f+SVD", "OURS"],
+    "figure5": sorted({alpha_label(a, o) for a in ALPHAS for o in ("female", "male")}),
+    "parameters": ["pre-trained", "TL", "OURS", "Retrain"],
+    "controls": ["TL", "f+SVD", "OURS", *CONTROLS],
+    "factors": [
+        f"{m}{modifier}" for modifier in ("/sgd", "/r=1", "/sgd/r=1", "/converged") for m in ("TL", "f+SVD", "OURS")
+        if not (m == "TL" and "r=1" in modifier)
+    ] + ["random/sgd", "random/r=1", "pooled/r=1", "random/sgd/r=1"],
+    "sensitivity": SENSITIVITY,
+}  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- search and selection
+Lookup = Callable[[Run], Record | None]
+
+
+def _rated(run: Run, profile: dict) -> tuple[float, ...]:
+    """Learning rates to choose from; a converged or untrained head has none."""
+    return () if run.method == "pre-trained" else profile["rates"].get(run.optimiser, ())
+
+
+def _searched(run: Run, profile: dict) -> Run:
+    """What a search varies nothing of: method, weighting and penalties stay, alpha shares the setting of 1/2."""
+    return replace(run, data=profile["data"], alpha=0.5, keep="predictions", evaluate="validation")
+
+
+def _best(candidates: Sequence[Run], lookup: Lookup, seeds: int) -> Run | None:
+    """Rule R1: the highest validation accuracy, averaged over seeds; the first of equals. None if runs are missing."""
+    scores = []
+    for candidate in candidates:
+        records = [lookup(seeded(candidate, seed)) for seed in range(seeds)]
+        if any(record is None for record in records):
+            return None
+        scores.append(sum(record["accuracy"]["validation"] for record in records) / seeds)
+    return candidates[scores.index(max(scores))]
+
+
+def seeded(run: Run, seed: int) -> Run:
+    return replace(run, seed=seed, order_seed=seed)
+
+
+def _plain_pretraining(run: Run, profile: dict) -> Run:
+    """The network on which batch and epochs are selected: the same depth and encoding, no penalty."""
+    return _searched(Run(method="pre-trained", encoding=run.encoding), profile)
+
+
+def selected(label: str, profile_name: str, lookup: Lookup, seeds: int) -> tuple[Run, list[list[Run]]]:
+    """The run that ``label`` names with every setting selected, and the searches (lists of candidates) behind it.
+
+    Where a search is unfinished its first candidate stands in, so that the number of runs can be told beforehand.
+    (1) batch, epochs and rate of plain pre-training from the profile's grid; (2) with that batch and these epochs, the
+    rate of the label's own pre-training where it differs (penalty, depth); (3) the rate of fine-tuning. Always rule R1.
+    """
+    profile = PROFILES[profile_name]
+    seeds = min(seeds, SEARCH_SEEDS)
+    run = _searched(resolve(label), profile)
+    searches = []
+
+    def choose(candidates: list[Run]) -> Run:
+        if len(candidates) > 1:
+            searches.append(candidates)
+            return _best(candidates, lookup, seeds) or candidates[0]
+        return candidates[0]
+
+    plain = _plain_pretraining(run, profile)
+    chosen = choose([replace(plain, pretraining=replace(plain.pretraining, **s)) for s in profile["pretraining"]])
+    pretraining = replace(
+        run.pretraining,
+        learning_rate=chosen.pretraining.learning_rate,
+        batch_size=chosen.pretraining.batch_size,
+        epochs=chosen.pretraining.epochs,
+    )
+    own = (pretraining.penalty, pretraining.hidden) != (plain.pretraining.penalty, plain.pretraining.hidden)
+    rates = profile["rates"]["adam"]
+    if own and len(rates) > 1:
+        pretraining = choose(
+            [replace(plain, pretraining=replace(pretraining, learning_rate=rate)) for rate in rates]
+        ).pretraining
+    run = replace(run, pretraining=pretraining)
+    rates = _rated(run, profile)
+    if rates:
+        run = replace(run, batch_size=run.batch_size or pretraining.batch_size, epochs=run.epochs or pretraining.epochs)
+        run = choose([replace(run, learning_rate=rate) for rate in rates])
+    named = resolve(label)
+    return replace(run, alpha=named.alpha, keep=named.keep, evaluate=_evaluated(label)), searches
+
+
+def _evaluated(label: str) -> str:
+    """Settings that were not selected are shown on the validation data only."""
+    return "validation" if label in SENSITIVITY else "test"
+
+
+def label_seeds(label: str, seeds: int) -> int:
+    """Fig. 1 shows one network; everything else every seed."""
+    return 1 if resolve(label).keep == "representations" else seeds
+
+
+def plan(profile_name: str, labels: Iterable[str], seeds: int, lookup: Lookup) -> Generator[list[Run], None, None]:
+    """Phases of runs: each search before what it selects for, then the selected runs. Compute one, ask for the next."""
+    labels = list(labels)
+    if profile_name not in PROFILES:
+        raise FairtuningError(f"profile is {profile_name!r}; allowed: {', '.join(PROFILES)}")
+    if seeds < 1:
+        raise FairtuningError(f"seeds is {seeds}; allowed: 1 or more")
+    depth = 0
+    while True:
+        searches = [selected(label, profile_name, lookup, seeds)[1] for label in labels]
+        phase = [
+            seeded(candidate, seed)
+            for found in searches
+            if len(found) > depth
+            for candidate in found[depth]
+            for seed in range(min(seeds, SEARCH_SEEDS))
+        ]
+        if not phase:
+            break
+        yield list(dict.fromkeys(phase))
+        depth += 1
+    yield list(
+        dict.fromkeys(
+            seeded(selected(label, profile_name, lookup, seeds)[0], seed)
+            for label in labels
+            for seed in range(label_seeds(label, seeds))
+        )
+    )
+
+
+@cache
+def digest(data: str) -> str:
+    """SHA-256 that stands for a data set, without reading it where the official files are fixed."""
+    if data == "adult":
+        import hashlib
+
+        from fairtuning.datasets.adult import FILES
+
+        return hashlib.sha256("".join(FILES.values()).encode()).hexdigest()
+    from fairtuning import datasets
+
+    return datasets.load(data).digest
+
+
+@cache
+def key(run: Run) -> str:
+    return key_of(run, digest=digest(run.data), version=VERSIONS[run.method])
+
+
+# -------------------------------------------------------------------------------------------------------------- units
+def shape(run: Run) -> tuple:
+    """Runs of equal shape train together: all but seeds, source network, weighting and penalties is the same."""
+    return (
+        run.data, run.encoding, run.split_seed, run.pretraining.hidden, run.method,
+        run.rank if "factored" in run.method else 0,
+        run.optimiser, run.learning_rate, run.batch_size, run.epochs, run.precision, run.threads, run.device,
+    )  # fmt: skip
+
+
+def units(runs: Sequence[Run], *, size: int = 40) -> list[list[Run]]:
+    """Runs of equal shape in lists of at most ``size``, those on the same pre-trained networks side by side."""
+    ordered = sorted(runs, key=lambda run: (str(shape(run)), str(run.pretraining), run.seed))
+    grouped = groupby(ordered, key=shape)
+    found = [list(group) for _, group in grouped]
+    return [group[start : start + size] for group in found for start in range(0, len(group), size)]
+
+
+def configuration(record: Record) -> Run:
+    """The run that a record is of."""
+    fields = dict(record["configuration"])
+    pretraining = dict(fields.pop("pretraining"))
+    return Run(pretraining=Pretraining(**pretraining | {"hidden": tuple(pretraining["hidden"])}), **fields)

@@ -1,0 +1,307 @@
+"""What one unit of P1's runs does: pre-train, build the new head, fine-tune, predict. Called in a worker."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from fairtuning import datasets
+from fairtuning.factorization import low_rank, neutralise
+from fairtuning.fisher import head_fisher
+from fairtuning.losses import PENALTIES, cross_entropy
+from fairtuning.networks import Parameters, count, features, head, mlp, mlp_parameters, stack
+from fairtuning.runs import Record, environment, key_of, pack
+from fairtuning.studies.zhang2024.configuration import VERSIONS, Pretraining, Run
+from fairtuning.training import Batch, train, train_to_convergence
+
+_data: dict[tuple, datasets.GroupedData] = {}
+_pretrained: dict[
+    tuple, tuple[Parameters, list[float]]
+] = {}  # (what it was trained on, how, seeds) -> weights, history
+RESAMPLES = 200  # of the Fisher profiles
+
+
+def work(unit: Sequence[Run]) -> list[Record]:
+    """The records (and the lines they refer to) of runs that ``units`` put together."""
+    first = unit[0]
+    before, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(first.threads)
+    try:
+        data = _load(first)
+        sources = [_pretrain(unit, data)[run_key] for run_key in map(_source, unit)]
+        if first.method == "pre-trained":
+            parameters = stack([weights for weights, _ in sources])
+            histories = [history for _, history in sources]
+        else:
+            parameters, histories = _fine_tune(unit, stack([weights for weights, _ in sources]), data)
+        seconds = (time.perf_counter() - before) / len(unit)
+        lines = [environment(), *(_examples(data, split) for split in ("validation", "test"))]
+        for index, run in enumerate(unit):
+            one = {name: value[index] for name, value in parameters.items()}
+            lines.append(_record(run, one, histories[index], data, seconds))
+        return lines
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _load(run: Run) -> datasets.GroupedData:
+    key = (run.data, run.encoding, run.split_seed, run.precision, run.device)
+    if key not in _data:
+        options = {"split_seed": run.split_seed}
+        if run.data == "adult":
+            options["encoding"] = run.encoding
+        data = datasets.load(run.data, **options)
+        inputs = data.inputs.to(run.device, getattr(torch, run.precision))
+        label, group, split = (values.to(run.device) for values in (data.label, data.group, data.split))
+        _data[key] = replace(data, inputs=inputs, label=label, group=group, split=split)
+    return _data[key]
+
+
+def _part(data: datasets.GroupedData, split: str) -> Batch:
+    index = data.part(split)
+    return data.inputs[index], data.label[index], data.group[index]
+
+
+def _objective(penalties: Sequence[tuple[str, float]]):
+    """(1 - intensity) mean cross-entropy + intensity penalty, per run (our reading of the paper's intensities)."""
+    intensity = torch.tensor([value for _, value in penalties], dtype=torch.float64)
+    of = {name: torch.tensor([float(p == name) for p, _ in penalties], dtype=torch.float64) for name in PENALTIES}
+
+    def objective(logits: Tensor, label: Tensor, group: Tensor) -> Tensor:
+        loss = cross_entropy(logits, label).mean(-1)
+        if not intensity.any():
+            return loss
+        penalty = sum(on.to(loss) * PENALTIES[name](logits, label, group) for name, on in of.items() if on.any())
+        return (1 - intensity.to(loss)) * loss + intensity.to(loss) * penalty
+
+    return objective
+
+
+class _Accuracy:
+    """Validation accuracy of every run after every epoch."""
+
+    def __init__(self, forward, inputs: Tensor, label: Tensor):
+        self.forward, self.inputs, self.label, self.history = forward, inputs, label, []
+
+    def __call__(self, parameters: Parameters) -> None:
+        right = self.forward(parameters, self.inputs).argmax(-1) == self.label
+        self.history.append(right.double().mean(-1))
+
+    def of(self, run: int) -> list[float]:
+        return [round(float(epoch[run]), 4) for epoch in self.history]
+
+
+# ------------------------------------------------------------------------------------------------------- pre-training
+def _source(run: Run) -> tuple:
+    return (run.data, run.encoding, run.split_seed, run.precision, run.device, run.pretraining, run.seed)
+
+
+def _pretrain(unit: Sequence[Run], data: datasets.GroupedData) -> dict[tuple, tuple[Parameters, list[float]]]:
+    """The pre-trained network of every run, trained once per process; those of one rate and shape train together."""
+    todo = {_source(run): run for run in unit if _source(run) not in _pretrained}
+    alike: dict[tuple, list[Run]] = {}
+    for run in todo.values():
+        how: Pretraining = run.pretraining
+        alike.setdefault((how.hidden, how.learning_rate, how.batch_size, how.epochs), []).append(run)
+    inputs, label, group = _part(data, "pretraining")
+    for (hidden, learning_rate, batch_size, epochs), runs in alike.items():
+        sizes = (inputs.shape[1], *hidden, len(data.label_names))
+        start = stack([mlp_parameters(sizes, seed=run.seed, dtype=inputs.dtype) for run in runs])
+        accuracy = _Accuracy(mlp, *_part(data, "validation")[:2])
+        weights = train(
+            {name: value.to(inputs.device) for name, value in start.items()},
+            mlp,
+            _objective([(run.pretraining.penalty, run.pretraining.intensity) for run in runs]),
+            batch=lambda index: (inputs[index], label[index], group[index]),
+            n=len(inputs),
+            order_seeds=[run.order_seed for run in runs],
+            optimiser_name="adam",
+            learning_rate=learning_rate,
+            epochs=epochs,
+            batch_size=batch_size,
+            after_epoch=accuracy,
+        )
+        for index, run in enumerate(runs):
+            one = {name: value[index] for name, value in weights.items()}
+            _pretrained[_source(run)] = (one, accuracy.of(index))
+    return _pretrained
+
+
+# -------------------------------------------------------------------------------------------------------- fine-tuning
+def _fine_tune(unit: Sequence[Run], network: Parameters, data: datasets.GroupedData) -> tuple[Parameters, list]:
+    """Algorithm 1 of the paper and its baselines, R runs at once, from pre-trained ``network`` (run axis first)."""
+    first = unit[0]
+    inputs, label, group = _part(data, "training")
+    validation, validation_label, _ = _part(data, "validation")
+    if first.method == "network":
+        start, forward, frozen, run = network, mlp, {}, None
+    else:  # everything but the head is frozen, so what it gives is computed once
+        frozen = {name: value for name, value in network.items() if name not in ("W", "b")}
+        inputs, validation = features(frozen, inputs), features(frozen, validation)  # [R, n, h]
+        start = {"W": network["W"], "b": network["b"]}
+        forward, run = head, torch.arange(len(unit))[:, None]
+        if first.method == "factored head":
+            start = factored(unit, start, inputs, label, group)
+    objective = _objective([(run.penalty, run.intensity) for run in unit])
+    accuracy = _Accuracy(forward, validation, validation_label)
+    if first.optimiser == "lbfgs":
+        alone = [
+            train_to_convergence(
+                {name: value[index] for name, value in start.items()},
+                forward,
+                lambda logits, label, group: cross_entropy(logits, label).mean(-1),
+                data=(inputs[index], label, group),
+            )
+            for index in range(len(unit))
+        ]
+        trained = stack(alone)
+        accuracy(trained)
+    else:
+        trained = train(
+            start,
+            forward,
+            objective,
+            batch=lambda index: (inputs[index] if run is None else inputs[run, index], label[index], group[index]),
+            n=len(label),
+            order_seeds=[run.order_seed for run in unit],
+            optimiser_name=first.optimiser,
+            learning_rate=first.learning_rate,
+            epochs=first.epochs,
+            batch_size=first.batch_size,
+            after_epoch=accuracy,
+        )
+    return frozen | trained, [accuracy.of(index) for index in range(len(unit))]
+
+
+def factored(unit: Sequence[Run], start: Parameters, inputs: Tensor, label: Tensor, group: Tensor) -> Parameters:
+    """The head's two layers, eqs. 2 to 4: group-wise Fisher on the new task, neutralised, inside a weighted SVD."""
+    logits = head(start, inputs)
+    sizes = torch.bincount(group, minlength=2)
+    parts = []
+    for index, run in enumerate(unit):
+        weight, rows = start["W"][index], None
+        if run.weighting != "none":
+            fisher = head_fisher(inputs[index], logits[index], label, group=group, groups=2, kind=run.fisher)
+            rows = neutralise(
+                fisher,
+                alpha=run.alpha,
+                variant=run.weighting,
+                sizes=sizes,
+                generator=torch.Generator().manual_seed(run.seed),
+            )
+        first, second = low_rank(weight, run.rank, rows=rows)
+        parts.append({"A": first, "B": second, "b": start["b"][index]})
+    return stack(parts)
+
+
+# ----------------------------------------------------------------------------------------------------------- records
+def _examples(data: datasets.GroupedData, split: str) -> Record:
+    _, label, group = _part(data, split)
+    return {
+        "kind": "examples",
+        "key": f"{data.digest[:16]}-{split}",
+        "label": pack(label.tolist(), classes=len(data.label_names)),
+        "group": pack(group.tolist(), classes=len(data.group_names)),
+        "label_names": data.label_names,
+        "group_names": data.group_names,
+    }
+
+
+def _record(
+    run: Run, parameters: Parameters, history: list[float], data: datasets.GroupedData, seconds: float
+) -> Record:
+    with torch.no_grad():
+        scores = {split: mlp(parameters, _part(data, split)[0]) for split in ("validation", run.evaluate)}
+        predictions = {split: values.argmax(-1) for split, values in scores.items()}
+        labels = {split: _part(data, split)[1] for split in scores}
+        record = {
+            "kind": "record",
+            "key": key_of(run, digest=data.digest, version=VERSIONS[run.method]),
+            "configuration": asdict(run),
+            "version": VERSIONS[run.method],
+            "data": {"name": data.name, "edition": data.edition, "digest": data.digest},
+            "environment": environment()["key"],
+            "accuracy": {
+                split: round(float((values == labels[split]).double().mean()), 6)
+                for split, values in predictions.items()
+            },
+            "loss": {
+                split: float(f"{cross_entropy(values, labels[split]).mean():.8g}") for split, values in scores.items()
+            },
+            "history": history,
+            "epoch": len(history),
+            "parameters": _trainable(run, parameters),
+            "seconds": round(seconds, 3),
+            "predictions": {run.evaluate: pack(predictions[run.evaluate].tolist(), classes=len(data.label_names))},
+        }
+        if run.keep == "fisher":
+            record["fisher"] = fisher_profiles(parameters, data, kind=run.fisher)
+        if run.keep == "representations":
+            record["representations"] = representations(parameters, data)
+        return record
+
+
+def _trainable(run: Run, parameters: Parameters) -> int:
+    if run.method in ("head", "factored head"):
+        return count({name: value for name, value in parameters.items() if name in ("A", "B", "W", "b")})
+    return count(parameters)
+
+
+def fisher_profiles(parameters: Parameters, data: datasets.GroupedData, *, kind: str) -> Record:
+    """Fig. 3: row scores per group on the new task, and how far the groups' normalised profiles lie apart.
+
+    ``distance`` is the total variation between the profiles (0 to 1); ``permuted`` its mean when group membership is
+    shuffled; ``resampled`` the distance under bootstrap resampling of the examples, the same resamples for every seed.
+    """
+    inputs, label, group = _part(data, "training")
+    z = features(parameters, inputs)
+    logits = head(parameters, z)
+    fisher = head_fisher(z, logits, label, group=group, groups=2, kind=kind).sum(-1)  # [2, h]
+    p = logits.softmax(-1)
+    square = (
+        (p - torch.nn.functional.one_hot(label, p.shape[-1]).to(p)).square() if kind == "empirical" else p * (1 - p)
+    )
+    example = z.square() * square.sum(-1, keepdim=True)  # [n, h], each example's part in the row scores
+
+    def distance(weights: Tensor, member: Tensor) -> Tensor:
+        """weights [B, n], member [B or 1, n] of group 1 -> [B]"""
+        profiles = [(weights * m) @ example for m in (1 - member, member)]
+        first, second = (profile / profile.sum(-1, keepdim=True) for profile in profiles)
+        return (first - second).abs().sum(-1) / 2
+
+    generator = torch.Generator().manual_seed(0)
+    member = group.to(z)[None]
+    ones = torch.ones_like(member)
+    shuffled = torch.stack([group[torch.randperm(len(group), generator=generator)] for _ in range(RESAMPLES)]).to(z)
+    draws = torch.stack(
+        [
+            torch.randint(len(group), (len(group),), generator=generator).bincount(minlength=len(group))
+            for _ in range(RESAMPLES)
+        ]
+    ).to(z)
+    return {
+        "rows": [[float(f"{value:.5g}") for value in profile] for profile in fisher.tolist()],
+        "distance": round(float(distance(ones, member)), 6),
+        "permuted": round(float(distance(ones.expand(RESAMPLES, -1), shuffled).mean()), 6),
+        "resampled": [round(value, 5) for value in distance(draws, member).tolist()],
+    }
+
+
+def representations(parameters: Parameters, data: datasets.GroupedData, *, most: int = 500) -> Record:
+    """Fig. 1: the first two principal components of what the head sees, for test examples predicted positive."""
+    inputs, _, group = _part(data, "test")
+    z = features(parameters, inputs)
+    positive = head(parameters, z).argmax(-1) == 1
+    z, group = z[positive], group[positive]
+    centred = z - z.mean(0)
+    _, spectrum, directions = torch.linalg.svd(centred, full_matrices=False)
+    directions = directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()  # a fixed sign
+    points = centred @ directions[:2].T
+    return {
+        "explained": [round(value, 4) for value in (spectrum.square() / spectrum.square().sum())[:2].tolist()],
+        "points": [[round(value, 3) for value in point] for point in points[:most].tolist()],
+        "group": group[:most].tolist(),
+        "positive": int(positive.sum()),
+    }

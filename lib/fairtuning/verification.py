@@ -1,0 +1,70 @@
+"""Records made again and compared with those that are there."""
+
+import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+
+from fairtuning import FairtuningError
+from fairtuning.runs import Record, Store, executor, run_all
+
+OUTCOMES = ("equal", "within the seed spread", "differs")
+
+
+def verify(
+    study: ModuleType, *, profile: str, sample: int | None, key: str | None = None, executor_name: str = "inline"
+) -> dict[str, list[str]]:
+    """Makes ``sample`` records of a store again (all for None, or the one whose key starts with ``key``).
+
+    Returns outcome -> keys: "equal" (same predictions, accuracy and loss), else "within the seed spread" (accuracy
+    closer than the range over the seeds of its configuration) or "differs". The store itself is only read.
+    """
+    store = Store.of(study.NAME, profile)
+    keys = sorted(store.records)
+    if not keys:
+        raise FairtuningError(
+            f"{store.path} holds no records; `fairtuning run {study.NAME} --profile {profile}` makes them"
+        )
+    if key is not None:
+        keys = [found for found in keys if found.startswith(key)]
+        if len(keys) != 1:
+            raise FairtuningError(f"key {key!r} fits {len(keys)} records of {store.path.name}; it must fit one")
+    elif sample is not None:
+        keys = random.SystemRandom().sample(keys, min(sample, len(keys)))
+    configurations = [study.configuration(store.records[found]) for found in keys]
+    with TemporaryDirectory() as folder, executor(executor_name) as (pool, in_flight):
+        again = Store.of(study.NAME, profile, folder=Path(folder))
+        with again.writing():
+            run_all(study.units(configurations), study.work, store=again, executor=pool, in_flight=in_flight)
+        return compare_stores(study, again, store)
+
+
+def compare_stores(study: ModuleType, again: Store, there: Store) -> dict[str, list[str]]:
+    """Every record of ``again`` against the one of the same key in ``there``: outcome -> keys."""
+    outcomes: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
+    spread = _spreads(there)
+    for key, record in again.records.items():
+        if key in there.records:
+            outcomes[compare(record, there.records[key], spread[_setting(there.records[key])])].append(key)
+    return outcomes
+
+
+def compare(record: Record, other: Record, spread: float) -> str:
+    same = all(record[name] == other[name] for name in ("predictions", "accuracy", "loss", "history"))
+    if same:
+        return "equal"
+    close = all(abs(value - other["accuracy"][split]) <= spread for split, value in record["accuracy"].items())
+    return "within the seed spread" if close else "differs"
+
+
+def _setting(record: Record) -> str:
+    """A configuration without its seeds."""
+    return str({name: value for name, value in record["configuration"].items() if "seed" not in name})
+
+
+def _spreads(store: Store) -> dict[str, float]:
+    """Largest minus smallest validation accuracy over the seeds of each configuration."""
+    values: dict[str, list[float]] = {}
+    for record in store.records.values():
+        values.setdefault(_setting(record), []).append(record["accuracy"]["validation"])
+    return {setting: max(found) - min(found) for setting, found in values.items()}
