@@ -209,8 +209,9 @@ def test_missing_runs_are_not_yet():
         "reason": "missing runs: 3 of OURS/r=1", "effect": None, "interval": [None, None], "n": 0,
         "parts": [], "beside": [],
     }  # fmt: skip
-    [verdict] = claims.evaluate([claim(1, part("greater"))], {}, profile="paper")
-    assert verdict.verdict == "not yet" and verdict.reason == "no quantity 'q'"
+    for quantities, reason in (({"p": q}, "no quantity 'q'"), ({}, "no runs in profile paper")):
+        [verdict] = claims.evaluate([claim(1, part("greater"))], quantities, profile="paper")
+        assert verdict.verdict == "not yet" and verdict.reason == reason
 
 
 def test_missing_runs_beside_do_no_harm():

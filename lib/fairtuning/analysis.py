@@ -32,6 +32,7 @@ class Results:
         self.group = torch.from_numpy(unpack(examples["group"]).astype("int64"))
         self.classes, self.groups = examples["label"]["classes"], len(examples["group_names"])
         self.resamples = resamples
+        self.data_name = next((records[0]["data"]["name"] for records in self.runs.values()), "")
         self._counts: dict[str, Tensor] = {}
         self._resampled: dict[str, dict[str, Tensor]] = {}
 

@@ -104,9 +104,7 @@ def _on_data(claim: str, entry: dict[str, Any]) -> OnData:
             raise ValueError(f"claim {claim}: sign is {part.sign!r}; permitted: 1, -1")
     state = entry.get("state")
     if not parts and state not in STATES:
-        raise ValueError(
-            f"claim {claim}: no parts and state {state!r}; permitted states: {', '.join(STATES)}"
-        )
+        raise ValueError(f"claim {claim}: no parts and state {state!r}; permitted states: {', '.join(STATES)}")
     return OnData(parts=parts, beside=beside, state=state, reason=entry.get("reason", ""))
 
 
@@ -155,6 +153,8 @@ def _draft(claim: str, data: str, entry: OnData, functions: Quantities, profile:
     draft: dict[str, Any] = {"id": claim, "data": data, "profile": profile, "verdict": None, "reason": ""}
     if entry.state:
         return draft | {"verdict": entry.state, "reason": entry.reason}
+    if not functions:
+        return draft | {"verdict": "not yet", "reason": f"no runs in profile {profile}"}
     try:
         results = [_measure(part, functions) for part in entry.parts]
     except KeyError as error:
@@ -247,7 +247,5 @@ def _judge(draft: dict[str, Any], support: float, contradiction: float) -> None:
         weakest = draft["weakest"]
         smallest = statistics.smallest_detectable_effect(draft["estimate"], power=0.8, confidence=CONFIDENCE)
         says = f"; open: {weakest['says']}" if len(parts) > 1 else ""
-        reason = (
-            f"these runs could have shown an effect of {smallest:.2g} with power 0.8 (m = {weakest['m']:g})"
-        )
+        reason = f"these runs could have shown an effect of {smallest:.2g} with power 0.8 (m = {weakest['m']:g})"
         draft |= {"verdict": "unresolved", "reason": reason + says}

@@ -172,6 +172,20 @@ def coverage(profile: Profile = "paper", as_json: Json = False) -> None:
 
 
 @app.command()
+def rerun(
+    notebook: Annotated[Path, typer.Argument(help="A notebook, e.g. notebooks/zhang2024/alpha.ipynb.")],
+    output: Annotated[Path, typer.Argument(help="Where the executed copy goes (a new file).")],
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, the value as YAML; may be repeated.")
+    ] = None,
+) -> None:
+    """Run a notebook with your parameters by papermill; names that it does not have are refused."""
+    from fairtuning.rerun import rerun as run_notebook
+
+    print(run_notebook(notebook, output, parameter or []))
+
+
+@app.command()
 def verify(
     study: Study,
     profile: Profile = "paper",

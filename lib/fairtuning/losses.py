@@ -22,9 +22,7 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     return flat.reshape(label.shape)
 
 
-def demographic_parity_penalty(
-    logits: Tensor, group: Tensor, *, groups: int = 2, positive: int = 1
-) -> Tensor:
+def demographic_parity_penalty(logits: Tensor, group: Tensor, *, groups: int = 2, positive: int = 1) -> Tensor:
     """Soft demographic parity gap, `[...]`, in [0, 1] (arXiv 2403.00625: Delta_DP; our reading).
 
     |mean p(positive | x) over group 0 - the same over group 1|; largest minus smallest for more groups. Only
@@ -65,9 +63,7 @@ def _gap(score: Tensor, group: Tensor, *, counted: Tensor, groups: int) -> Tenso
 
 
 PENALTIES: dict[str, Callable[..., Tensor]] = {
-    "demographic_parity": lambda logits, label, group, **options: demographic_parity_penalty(
-        logits, group, **options
-    ),
+    "demographic_parity": lambda logits, label, group, **options: demographic_parity_penalty(logits, group, **options),
     "equalized_odds": equalized_odds_penalty,
 }
 

@@ -4,14 +4,16 @@ import base64
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 from fairtuning import claims, papers, report, studies
+from fairtuning.analysis import Results
 from fairtuning.claims import Verdict
 from fairtuning.runs import Record, Store
+from fairtuning.statistics import estimate
 
 TEXT = {"light": "#1f2328", "dark": "#e6edf3"}
 #: Okabe and Ito's colours, told apart by readers with any common colour blindness; light enough for dark pages too.
@@ -73,6 +75,70 @@ THEME_STYLE = (
 )
 
 
+TITLES = {
+    "error": "error (100 - weighted F1), %",
+    "demographic_parity_difference": "demographic parity difference",
+    "equalized_odds_difference_sum": "equalized odds difference (sum)",
+}
+
+
+def dots(
+    found: Results,
+    labels: Sequence[str],
+    *,
+    names: Mapping[str, str] | None = None,
+    published: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
+    metrics: Sequence[str] = tuple(TITLES),
+    what: str = "",
+) -> Figure:
+    """One panel per metric, one line per label: our mean with its 95 % interval (seeds and examples), and the paper's
+    mean ± standard deviation where ``published[label, metric]`` has one. A dashed line marks the gap in the labels
+    themselves, which is the demographic parity difference of a perfect classifier.
+    """
+    names = names or {}
+    values = {(label, metric): estimate(found.effect(label, metric)) for label in labels for metric in metrics}
+
+    def draw(figure: Any, colours: Sequence[str]) -> None:
+        for axes, metric in zip(figure.subplots(1, len(metrics), sharey=True), metrics, strict=True):
+            for y, label in enumerate(labels):
+                one = values[label, metric]
+                reach = [[one.effect - one.low], [one.high - one.effect]]
+                axes.errorbar(one.effect, y, xerr=reach, fmt="o", color=colours[0], label="ours, 95 % interval")
+                if published and (label, metric) in published:
+                    cell = published[label, metric]
+                    spread = cell["spread"] or 0.0
+                    axes.errorbar(
+                        cell["mean"], y + 0.25, xerr=spread, fmt="s", mfc="none", color=colours[1],
+                        label="paper, standard deviation",
+                    )  # fmt: skip
+            if metric == "demographic_parity_difference":
+                axes.axvline(found.base_rate_gap, ls="--", lw=1, color=colours[6], label="gap in the labels")
+            axes.set(xlabel=TITLES.get(metric, metric), ylim=(len(labels) - 0.4, -0.6))
+            axes.set_yticks(range(len(labels)), [names.get(label, label) for label in labels])
+            axes.xaxis.label.set_fontsize(8)
+        handles: dict[str, Any] = {}
+        for axes in figure.axes:
+            handles |= {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, fontsize=8)
+
+    shown = "; ".join(
+        f"{names.get(label, label)}: " + ", ".join(f"{values[label, metric].effect:.3g}" for metric in metrics)
+        for label in labels
+    )
+    alt = f"{what} Mean {', '.join(TITLES.get(metric, metric) for metric in metrics)} by method. {shown}."
+    return Figure(draw, alt=alt.strip(), size=(9.0, 1.2 + 0.34 * len(labels)))
+
+
+def published_by_metric(study: str, name: str, *, data: str, labels: Mapping[str, str] | None = None) -> dict:
+    """A paper's cells as ``dots`` takes them: (label, metric) -> cell; ``labels`` maps rows to labels of runs."""
+    columns = studies.study(study).METRIC
+    return {
+        ((labels or {}).get(cell["row"], cell["row"]), columns[cell["column"]]): cell
+        for cell in papers.published_cells(study, report.slug(name))
+        if cell["data"] == data and cell["column"] in columns
+    }
+
+
 # ------------------------------------------------------------------------------------------------------------- tables
 class Table:
     """A plain HTML table: header and cells are HTML already (escape text with ``html.escape``)."""
@@ -129,10 +195,11 @@ def paper_table(study: str, name: str, *, data: str, profile: str = "paper", fou
     entry = report.item(study, name)
     arxiv = papers.load_published(study)["paper"]["arxiv"]
     stars = ", ★ lowest of its column" if any(value is not None for value in best.values()) else ""
+    command = f"fairtuning run {study} --profile {profile} --only {entry['slug']}"
     caption = (
-        f"arXiv {arxiv}, {entry['item']}: the paper's numbers and ours (profile {profile}, data {data}; mean ± standard "
-        f"deviation over {_seeds(cells)}{stars}). Each of our numbers leads to its records. "
-        f"Make them again: <code>fairtuning run {study} --profile {profile} --only {entry['slug']}</code>"
+        f"arXiv {arxiv}, {entry['item']}: the paper's numbers and ours (profile {profile}, data "
+        f"{found.data_name if found else data}; mean ± standard deviation over {_seeds(cells)}{stars}). "
+        f"Each of our numbers leads to its records. Make them again: <code>{command}</code>"
     )
     return Table(header, shown, caption=caption)
 
@@ -151,7 +218,7 @@ def _best(cells: Sequence[dict | None], source: str) -> float | None:
 
 
 def effects_table(rows: Sequence[tuple[str, Any, str]], *, caption: str, digits: int = 3) -> Table:
-    """Effects with 95 % intervals: (what, Estimate, unit) each."""
+    """Effects with 95 % intervals over seeds and examples: (what, Estimate, unit) each."""
     shown = [
         [
             html.escape(what),
@@ -258,12 +325,12 @@ def _record_page(study: str, profile: str) -> str:
     module, store = studies.study(study), Store.of(study, profile)
     found = report.results(study, profile)
     arxiv = papers.load_published(study)["paper"]["arxiv"]
-    size = f"{len(store.records)} records in `results/{store.path.name}`"
+    behind = sum(len(records) for records in found.runs.values())
     lines = [
         f"# Records of arXiv {arxiv}",
         "",
-        f"{size}, of which {sum(len(records) for records in found.runs.values())} stand behind the numbers of this book, "
-        "in the sections below; the others are the searches that chose their settings on the validation data. "
+        f"{len(store.records)} records in `results/{store.path.name}`; {behind} stand behind numbers of "
+        "this book, in the sections below; the others are the searches that chose their settings on the validation data. "
         "A record's key is a hash of its configuration, of the data and of the version of its method.",
         "",
         *_environments(store),

@@ -71,6 +71,7 @@ def ours(module: ModuleType, found: Results | None, name: str, row: str, column:
         "spread": float(cell.values.std()) if n > 1 else None,
         "n": n,
         "profile": profile,
+        "data": found.data_name,
         "records": list(cell.records),
     }
 

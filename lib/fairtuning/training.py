@@ -51,7 +51,7 @@ def train(
     logits ``[R, m, k]`` and ``objective(logits, label, group)`` one loss per run, ``[R]``. Because the losses are
     summed and the optimisers act entry by entry, each run follows the path it would follow alone (equal to rounding).
     """
-    if epochs < 0 or batch_size < 1 or learning_rate <= 0:
+    if epochs < 0 or batch_size < 1 or not learning_rate > 0:
         raise ValueError(
             f"epochs {epochs}, batch size {batch_size}, learning rate {learning_rate}: allowed are >= 0, >= 1, > 0"
         )

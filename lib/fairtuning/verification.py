@@ -16,8 +16,9 @@ def verify(
 ) -> dict[str, list[str]]:
     """Makes ``sample`` records of a store again (all for None, or the one whose key starts with ``key``).
 
-    Returns outcome -> keys: "equal" (same predictions, accuracy and loss), else "within the seed spread" (accuracy
-    closer than the range over the seeds of its configuration) or "differs". The store itself is only read.
+    Returns outcome -> keys: "equal" (same predictions, history, accuracy and loss), "within the seed spread" (made on
+    another processor or by another torch, accuracy closer than the range over the seeds of its configuration) or
+    "differs". The store itself is only read.
     """
     store = Store.of(study.NAME, profile)
     keys = sorted(store.records)
@@ -45,16 +46,24 @@ def compare_stores(study: ModuleType, again: Store, there: Store) -> dict[str, l
     spread = _spreads(there)
     for key, record in again.records.items():
         if key in there.records:
-            outcomes[compare(record, there.records[key], spread[_setting(there.records[key])])].append(key)
+            other = there.records[key]
+            alike = _machine(again, record) == _machine(there, other)
+            outcomes[compare(record, other, 0.0 if alike else spread[_setting(other)])].append(key)
     return outcomes
 
 
+def _machine(store: Store, record: Record) -> tuple:
+    made = store.environments[record["environment"]]
+    return made["processor"], made["packages"]["torch"]
+
+
 def compare(record: Record, other: Record, spread: float) -> str:
+    """One of OUTCOMES; with ``spread`` 0 (the same machine) only equality will do."""
     same = all(record[name] == other[name] for name in ("predictions", "accuracy", "loss", "history"))
     if same:
         return "equal"
     close = all(abs(value - other["accuracy"][split]) <= spread for split, value in record["accuracy"].items())
-    return "within the seed spread" if close else "differs"
+    return "within the seed spread" if spread and close else "differs"
 
 
 def _setting(record: Record) -> str:

@@ -44,8 +44,10 @@ class GroupedData:
         ):
             if len(values) != len(self.inputs):
                 raise DataError(f"{self.name}: {len(values)} {what} values for {len(self.inputs)} inputs")
-            empty = sorted(set(range(len(names))) - set(values.unique().tolist()))
-            if empty:
+            found = set(values.unique().tolist())
+            if strange := found - set(range(len(names))):
+                raise DataError(f"{self.name}: {what} {min(strange)}; allowed: 0 to {len(names) - 1}")
+            if empty := sorted(set(range(len(names))) - found):
                 raise DataError(f"{self.name}: no example with {what} {names[empty[0]]!r}; every {what} needs one")
 
     def part(self, split: str) -> Tensor:

@@ -73,6 +73,9 @@ def read_rows(path: Path) -> list[list[str]]:
             row[-1] = row[-1].rstrip(".")  # the labels of adult.test end in a full stop
             if row[-1] not in LABELS:
                 raise DataError(f"{path}, line {number}: label {row[-1]!r}, expected one of {', '.join(LABELS)}")
+            for name, value in zip(COLUMNS, row, strict=False):
+                if name in NUMERIC and not value.isdecimal():
+                    raise DataError(f"{path}, line {number}: {name} {value!r}, expected a whole number")
             if row[9] not in GROUPS:
                 raise DataError(f"{path}, line {number}: sex {row[9]!r}, expected one of {', '.join(GROUPS)}")
             rows.append(row)
@@ -92,8 +95,8 @@ def read(*, encoding: str = "integer", split_seed: int = 0) -> GroupedData:
     )
     split = np.concatenate(
         [
-            _split(len(training), (round(0.6 * len(training)),), split_seed, first=0),
-            _split(len(test), (5000,), split_seed, first=2),
+            _split(len(training), SIZES["pretraining"], split_seed, first=0),
+            _split(len(test), SIZES["validation"], split_seed, first=2),
         ]
     )
     sizes = dict(zip(SPLITS, np.bincount(split, minlength=4).tolist(), strict=True))
@@ -119,10 +122,10 @@ def read(*, encoding: str = "integer", split_seed: int = 0) -> GroupedData:
     )
 
 
-def _split(n: int, sizes: tuple[int, ...], seed: int, *, first: int) -> np.ndarray:
-    order = np.random.default_rng(seed).permutation(n)
-    split = np.full(n, first + len(sizes))
-    split[order[: sizes[0]]] = first
+def _split(n: int, size: int, seed: int, *, first: int) -> np.ndarray:
+    """``size`` of n rows, drawn at random, get the number ``first``, the others the next."""
+    split = np.full(n, first + 1)
+    split[np.random.default_rng(seed).permutation(n)[:size]] = first
     return split
 
 

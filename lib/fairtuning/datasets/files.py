@@ -59,16 +59,26 @@ def _copy(origin: Path, path: Path, expected: str) -> None:
     if not origin.is_file():
         raise DataError(f"{origin} is not there; FAIRTUNING_MIRROR must hold <data set>/<file>, or be unset")
     check(origin, expected)
-    part = path.with_name(path.name + ".part")
-    shutil.copyfile(origin, part)
-    os.replace(part, path)
+    part = _part(path)
+    try:
+        shutil.copyfile(origin, part)
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"could not copy {origin} to {path} ({error.strerror or error})") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    """What a file is called until it is whole: a name of this process's own, for two may fetch at once."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
 def _download(url: str, path: Path, expected: str) -> None:
     import pooch
     import requests
 
-    part = path.with_name(path.name + ".part")
+    part = _part(path)
     part.unlink(missing_ok=True)
     pooch.get_logger().setLevel(logging.ERROR)
     pup = pooch.create(

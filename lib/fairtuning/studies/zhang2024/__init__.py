@@ -13,13 +13,14 @@ from fairtuning.studies.zhang2024.configuration import (
     key,
     plan,
     resolve,
+    seeded,
     selected,
     units,
 )
-from fairtuning.studies.zhang2024.tables import CELLS, cell, quantities, results
+from fairtuning.studies.zhang2024.tables import CELLS, METRIC, cell, quantities, results
 from fairtuning.studies.zhang2024.work import work
 
 __all__ = [
-    "CELLS", "LABELS", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "plan", "quantities", "resolve", "results",
-    "selected", "units", "work",
+    "CELLS", "LABELS", "METRIC", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "plan", "quantities",
+    "resolve", "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

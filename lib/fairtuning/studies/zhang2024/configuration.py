@@ -191,7 +191,7 @@ LABELS: dict[str, list[str]] = {
     "factors": [
         f"{m}{modifier}" for modifier in ("/sgd", "/r=1", "/sgd/r=1", "/converged") for m in ("TL", "f+SVD", "OURS")
         if not (m == "TL" and "r=1" in modifier)
-    ] + ["random/sgd", "random/r=1", "pooled/r=1", "random/sgd/r=1"],
+    ] + ["random/sgd", "random/r=1", "pooled/r=1", "random/sgd/r=1", "TL/one-hot", "f+SVD/one-hot", "OURS/one-hot"],
     "sensitivity": SENSITIVITY,
 }  # fmt: skip
 

@@ -39,12 +39,15 @@ class Ours:
 
 
 def results(store: Store, profile: str, *, labels: Sequence[str] | None = None, seeds: int | None = None) -> Results:
-    """Everything that ``store`` holds for ``labels`` (all by default), on the test examples.
+    """What ``store`` holds for ``labels``: all that are evaluated on the test examples by default.
 
-    A label counts as present when all its seeds are; runs whose settings are not selected are left out.
+    A label counts as present when all its seeds are. ``LABELS["sensitivity"]`` are on the validation examples, and
+    cannot be mixed with others.
     """
     seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
-    wanted = labels if labels is not None else [label for found in LABELS.values() for label in found]
+    wanted = (
+        labels if labels is not None else [label for slug in LABELS if slug != "sensitivity" for label in LABELS[slug]]
+    )
     lookup = lambda run: store.records.get(key(run))  # noqa: E731
     found = {}
     split = "test"
