@@ -17,7 +17,7 @@ from fairtuning.datasets import DataError, adult, embedded, files
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 
 
-# ------------------------------------------------------------------------------------------- small files of UCI's layout
+# --------------------------------------------------------------------------------------- small files of UCI's layout
 def line(rng, *, sex=None, label=None, workclass=None):
     row = [
         rng.randint(17, 90),
@@ -118,7 +118,7 @@ def test_small_adult_one_hot_and_other_splits(small):
     refused(lambda: data.part("train"), "'train'", "pretraining, training, validation, test")
 
 
-# ------------------------------------------------------------------------------------------------------- the real files
+# --------------------------------------------------------------------------------------------------- the real files
 @pytest.fixture(scope="session")
 def real():
     mirror = os.environ.get("FAIRTUNING_MIRROR", "")
@@ -153,7 +153,7 @@ def test_real_adult_one_hot(real):
     assert all("SHA-256 as published" in text for text in datasets.verify("adult"))
 
 
-# -------------------------------------------------------------------------------------------------------------- bad rows
+# ---------------------------------------------------------------------------------------------------------- bad rows
 @pytest.mark.parametrize(
     "old, new, words",
     [
@@ -192,7 +192,7 @@ def test_rows_that_are_not_the_published_ones(small):
     refused(lambda: datasets.load("adult"), "split sizes", "'training': 15", "'training': 16")
 
 
-# ------------------------------------------------------------------------------------------------------- files by mirror
+# --------------------------------------------------------------------------------------------------- files by mirror
 @pytest.mark.parametrize(
     "spoil, words",
     [
@@ -242,7 +242,7 @@ def test_a_wrong_file_in_the_data_folder(small):
     refused(lambda: datasets.verify("adult"), str(path), "is not there")
 
 
-# -------------------------------------------------------------------------------------------------------- files by HTTP
+# ---------------------------------------------------------------------------------------------------- files by HTTP
 @pytest.fixture
 def server(small, monkeypatch):
     """A mirror at a loopback address; ``answers[name]`` is what it will say, ``asked`` what it was asked for."""
@@ -318,7 +318,7 @@ def test_nobody_answers(small, monkeypatch):
     assert datasets.load_first("adult", "census").name == "census"
 
 
-# ------------------------------------------------------------------------------------------------------------- embedded
+# --------------------------------------------------------------------------------------------------------- embedded
 def gap(data):
     counts = metrics.group_counts(data.label, data.label, group=data.group, classes=2, groups=2)
     return float(metrics.base_rate_difference(counts))
@@ -354,7 +354,7 @@ def test_digits_on_two_backgrounds():
     again = datasets.load("digits")
     assert torch.equal(data.inputs, again.inputs) and data.digest == again.digest
     assert data.digest != datasets.load("digits", alignment=0.8).digest
-    assert 0 <= data.inputs.min() and data.inputs.max() <= 1 and data.inputs.shape[1] == 64
+    assert data.inputs.min() >= 0 and data.inputs.max() <= 1 and data.inputs.shape[1] == 64
     test = data.part("test")
     half = len(test) // 2
     assert len(test) == 2 * half and len(data.label) == 1797 + half
@@ -382,7 +382,7 @@ def test_digits_refuses_an_alignment_that_is_none():
         refused(lambda alignment=alignment: datasets.load("digits", alignment=alignment), str(alignment), "0.5")
 
 
-# -------------------------------------------------------------------------------------------------------------- contract
+# ---------------------------------------------------------------------------------------------------------- contract
 @pytest.mark.parametrize("name", ["census", "digits"])
 def test_contract(name):
     data = datasets.load(name)

@@ -57,7 +57,7 @@ def equal(first, second, *, to=1e-10):
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=to)
 
 
-# ------------------------------------------------------------------------------------------- stacked, alone, and by hand
+# --------------------------------------------------------------------------------------- stacked, alone, and by hand
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("objective", [mean_loss, with_penalty])
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
@@ -140,7 +140,7 @@ def test_frozen_features_give_the_same_as_a_frozen_network():
     equal(trained, whole)
 
 
-# ----------------------------------------------------------------------------------------------------------- convergence
+# ------------------------------------------------------------------------------------------------------- convergence
 @pytest.mark.parametrize("factors", [False, True])
 def test_convergence_reaches_the_solution_of_the_convex_problem(factors):
     """A head on fixed inputs is logistic regression; at full rank its two factors can reach the same solution."""
@@ -162,7 +162,7 @@ def test_convergence_reaches_the_solution_of_the_convex_problem(factors):
     assert max(value.grad.abs().max() for value in leaves.values()) < 1e-8
 
 
-# ------------------------------------------------------------------------------------------------------- order and steps
+# --------------------------------------------------------------------------------------------------- order and steps
 def test_data_order_depends_on_the_seed_alone():
     first = list(training.data_order(50, [3, 1, 3], 4))
     assert [order.shape for order in first] == [(3, 50)] * 4
@@ -214,7 +214,7 @@ def test_errors_say_what_is_allowed(changes, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-# -------------------------------------------------------------------------------------------------------------- networks
+# ---------------------------------------------------------------------------------------------------------- networks
 def test_initial_weights_are_those_of_torch():
     """Uniform in +-1/sqrt(fan in), weights and biases, in every layer, as torch.nn.Linear draws them."""
     ours = stack([mlp_parameters((100, 50, 2), seed=seed) for seed in range(20)])

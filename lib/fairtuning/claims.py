@@ -232,16 +232,20 @@ def _show(draft: dict[str, Any], index: int) -> None:
     draft["estimate"] = draft["estimates"][index]
 
 
+def _p(value: float) -> str:
+    return f"p = {value:.2g}" if value >= 1e-4 else "p < 0.0001"
+
+
 def _judge(draft: dict[str, Any], support: float, contradiction: float) -> None:
     """Verdict and reason from the adjusted p values."""
     parts = draft["parts"]
     if support <= LEVEL:
-        draft |= {"verdict": "supported", "reason": f"p = {support:.2g} after Holm's adjustment"}
+        draft |= {"verdict": "supported", "reason": f"{_p(support)} after Holm's adjustment"}
     elif contradiction <= LEVEL:  # show the part that speaks against the claim most clearly
         _show(draft, min(range(len(parts)), key=lambda index: parts[index]["p_contradiction"]))
         weakest = draft["weakest"]
         says = f": it does not hold that {weakest['says']}" if len(parts) > 1 else ""
-        reason = f"p = {contradiction:.2g} after Holm's adjustment (m = {weakest['m']:g}){says}"
+        reason = f"{_p(contradiction)} after Holm's adjustment (m = {weakest['m']:g}){says}"
         draft |= {"verdict": "contradicted", "reason": reason}
     else:
         weakest = draft["weakest"]

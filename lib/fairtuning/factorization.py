@@ -23,7 +23,8 @@ def _normalised(fisher: Tensor, weight: Tensor, *_) -> Tensor:
 def _pooled(fisher: Tensor, weight: Tensor, sizes: Tensor | None, generator: Generator | None) -> Tensor:
     if sizes is None:
         raise ValueError("sizes is None; permitted for variant 'pooled': the examples of each group, [..., groups]")
-    share = (sizes / sizes.sum(-1, keepdim=True)).to(fisher)
+    share = sizes.to(fisher)  # before the division: whole numbers would divide in float32
+    share = share / share.sum(-1, keepdim=True)
     rows = fisher.sum(-1)
     return _average(rows.where(share.unsqueeze(-1) > 0, 0), share).sqrt()  # a group without examples is NaN
 

@@ -215,7 +215,8 @@ def _add_squares(total: Tensor, module: nn.Module, pairs: list[tuple], bounds: l
     buffer = total.new_empty(0 if one_row else step, *module.weight.flatten(1).shape)
     for s, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
         squares = total[s].flatten(1)
-        for rows in (slice(i, min(i + step, stop)) for i in range(start, stop, step)):
+        even = -(-(stop - start) // max(1, -(-(stop - start) // step)))  # no tiny block at the end
+        for rows in (slice(i, min(i + even, stop)) for i in range(start, stop, max(1, even))):
             if one_row:  # the square of a product is the product of the squares
                 squares.addmm_(g[rows].square().T, a[rows].square())
                 continue

@@ -83,3 +83,124 @@ def penalised_loss(
         raise ValueError(f"penalty is {penalty!r}; permitted are {sorted(PENALTIES)}")
     task = cross_entropy(logits, label).mean(-1)
     return (1 - lam) * task + lam * PENALTIES[penalty](logits, label, group, groups=groups)
+
+
+# ------------------------------------------------------------------------------------------------- losses of groups
+GROUPINGS = ("class", "attribute", "class x attribute")
+
+
+def penalty_groups(label: Tensor, attribute: Tensor, *, by: str, classes: int, attributes: int) -> tuple[Tensor, int]:
+    """The groups that a penalty compares, `[..., n]` int64, and how many there are (arXiv 2410.17358 allows each).
+
+    `by` is a name in GROUPINGS; class x attribute numbers them `label * attributes + attribute`.
+
+    >>> penalty_groups(torch.tensor([0, 1]), torch.tensor([1, 0]), by="class x attribute", classes=2, attributes=2)
+    (tensor([1, 2]), 4)
+    """
+    if by not in GROUPINGS:
+        raise ValueError(f"groups are by {by!r}; permitted are {', '.join(GROUPINGS)}")
+    if by == "class":
+        return label, classes
+    return (attribute, attributes) if by == "attribute" else (label * attributes + attribute, classes * attributes)
+
+
+def group_means(loss: Tensor, group: Tensor, *, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean loss of each group and its number of examples, both `[..., groups]`, from `loss` and `group` `[..., n]`.
+
+    The mean of a group without example is 0. The cost does not depend on how many groups there are.
+    """
+    group = group.expand(loss.shape)
+    zeros = loss.new_zeros(*loss.shape[:-1], groups)
+    size = zeros.scatter_add(-1, group, torch.ones_like(loss))
+    return zeros.scatter_add(-1, group, loss) / size.clamp(min=1), size
+
+
+def group_loss_variance(loss: Tensor, group: Tensor, *, groups: int) -> Tensor:
+    """Sum over groups of (L_g - mean of the L_g)^2, `[...]` (arXiv 2410.17358, eq. 1: the penalty, without lambda).
+
+    `loss` `[..., n]` per example, L_g its mean over group g. A sum as in the paper, hence |G| times the population
+    variance of the group losses. Only groups with an example in the batch count; with fewer than two it is 0.
+
+    >>> round(float(group_loss_variance(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 0, 1]), groups=3)), 3)
+    10.125
+    """
+    mean, size = group_means(loss, group, groups=groups)
+    return _spread(mean, size > 0)
+
+
+def _spread(mean: Tensor, present: Tensor) -> Tensor:
+    number = present.sum(-1, keepdim=True).clamp(min=1)
+    centre = (mean * present).sum(-1, keepdim=True) / number
+    return ((mean - centre).square() * present).sum(-1)
+
+
+def smoothed_group_loss_variance(
+    loss: Tensor, group: Tensor, *, average: Tensor, decay: float = 0.9
+) -> tuple[Tensor, Tensor]:
+    """The penalty of eq. 1 on moving averages of the group losses `[...]`, and the new averages `[..., groups]` (ours).
+
+    In a small batch L_g is mostly noise. Here every group in the batch moves its `average` to
+    decay * average + (1 - decay) * L_g; NaN stands for a group not seen yet. The penalty is taken over the groups
+    seen so far; its gradient is eq. 1's with averages in place of batch means: 2 (average_g - mean) dL_g, over the
+    groups in the batch. `decay=0` gives eq. 1 where every group is in the batch. Start with `torch.full(..., nan)`.
+
+    >>> start = torch.tensor([1.0, float("nan")])
+    >>> smoothed_group_loss_variance(torch.tensor([3.0, 4.0]), torch.tensor([0, 1]), average=start, decay=0.5)
+    (tensor(2.), tensor([2., 4.]))
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay is {decay}; permitted: 0 to below 1")
+    mean, size = group_means(loss, group, groups=average.shape[-1])
+    moved = torch.where(average.isnan(), mean, decay * average + (1 - decay) * mean)
+    average = torch.where(size > 0, moved, average).detach()
+    seen = ~average.isnan()
+    value = average.nan_to_num() + (mean - mean.detach())  # the value of the average, the gradient of the batch
+    return _spread(value, seen), average
+
+
+def variance_penalised_loss(
+    logits: Tensor, label: Tensor, *, group: Tensor, groups: int, lam: float | Tensor
+) -> Tensor:
+    """J = mean cross-entropy + lam * group_loss_variance, `[...]` (arXiv 2410.17358, eq. 1: FairLoRA and FairFFT).
+
+    lam, 0 or more, is a number or a tensor `[...]` with a value per run. Raises ValueError for a negative one.
+
+    >>> logits, label = torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1])
+    >>> round(float(variance_penalised_loss(logits, label, group=label, groups=2, lam=1.0)), 4)   # .4100 + .1603
+    0.5703
+    """
+    if torch.as_tensor(lam).min() < 0:
+        raise ValueError(f"lam is {float(torch.as_tensor(lam).min())}; permitted: 0 or more")
+    loss = cross_entropy(logits, label)
+    return loss.mean(-1) + lam * group_loss_variance(loss, group, groups=groups)
+
+
+def group_dro_loss(
+    loss: Tensor, group: Tensor, *, weights: Tensor, step: float = 0.01, adjustment: float | Tensor = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Sum over groups of q_g L_g, `[...]`, and the new weights q `[..., groups]` (Sagawa et al. 2020, algorithm 1).
+
+    First q_g <- q_g exp(step (L_g + adjustment_g)), normalised to sum 1; then the loss. `adjustment` is the paper's
+    C / sqrt(n_g), n_g counted over the training set. As in the authors' code L_g is 0 for a group that the batch
+    lacks, and batches are meant to be balanced (`balanced_weights`). Start with q = 1 / groups.
+
+    >>> loss, q = group_dro_loss(torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), weights=torch.ones(2) / 2, step=1.0)
+    >>> round(float(loss), 4)   # e / (1 + e)
+    0.7311
+    """
+    mean, _ = group_means(loss, group, groups=weights.shape[-1])
+    weights = (weights.log() + step * (mean.detach() + adjustment)).softmax(-1)
+    return (weights * mean).sum(-1), weights
+
+
+def balanced_weights(group: Tensor, *, groups: int) -> Tensor:
+    """A weight for each of the n examples, mean 1, with the same total for every group that has any; `[n]` float64.
+
+    Multiplied with the losses it reweights; as probabilities it balances the batches:
+    `torch.multinomial(balanced_weights(group, groups=G), n, replacement=True)`.
+
+    >>> balanced_weights(torch.tensor([0, 0, 0, 1]), groups=2).tolist()
+    [0.6666666666666666, 0.6666666666666666, 0.6666666666666666, 2.0]
+    """
+    size = group.bincount(minlength=groups).double()
+    return len(group) / ((size > 0).sum() * size[group])

@@ -330,7 +330,7 @@ def _record_page(study: str, profile: str) -> str:
         f"# Records of arXiv {arxiv}",
         "",
         f"{len(store.records)} records in `results/{store.path.name}`; {behind} stand behind numbers of "
-        "this book, in the sections below; the others are the searches that chose their settings on the validation data. "
+        "this book, in the sections below; the others are the searches that chose settings on the validation data. "
         "A record's key is a hash of its configuration, of the data and of the version of its method.",
         "",
         *_environments(store),

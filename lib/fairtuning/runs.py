@@ -14,10 +14,10 @@ import platform
 import subprocess
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -43,14 +43,32 @@ def canonical(value: Any) -> str:
 
 
 def key_of(configuration: Any, *, digest: str, version: int) -> str:
-    """16 hexadecimal digits that stand for a run: configuration, data and the version of its method."""
-    text = canonical([asdict(configuration), digest, version])
+    """16 hexadecimal digits that stand for a run: configuration, data and the version of its method.
+
+    Fields at their default are left out, so that a field added later, whose default is what was done before, keeps the
+    keys of the records that are there.
+    """
+    text = canonical([_stated(configuration), digest, version])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stated(configuration: Any) -> Record:
+    """The fields of a dataclass that differ from their defaults, nested dataclasses likewise."""
+    found = {}
+    for field in fields(configuration):
+        value = getattr(configuration, field.name)
+        if value != field.default:
+            found[field.name] = _stated(value) if is_dataclass(value) else value
+    return found
 
 
 def pack(values: Sequence[int] | np.ndarray, *, classes: int) -> Record:
     """Small integers as text: bits (two classes) or bytes, zlib, base64; about a kilobyte for 10,000 predictions."""
-    array = np.asarray(values, dtype=np.uint8)
+    array = np.asarray(values)
+    if not 2 <= classes <= 256 or (array.size and not (array.min() >= 0 and array.max() < classes)):
+        found = f"{array.min()} to {array.max()}" if array.size else "none"
+        raise ValueError(f"values are {found} of {classes} classes; allowed: 2 to 256 classes, values 0 to classes - 1")
+    array = array.astype(np.uint8)
     raw = np.packbits(array) if classes == 2 else array
     return {
         "n": len(array),
@@ -131,7 +149,7 @@ class Store:
                     entry["kind"]
                 ]
                 table[entry["key"]] = entry
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise RunError(
                     f"{self.path}, line {number} is not a record ({error}); restore the file from git"
                 ) from error
@@ -170,11 +188,12 @@ class Store:
         table = {"record": self.records, "examples": self.examples, "environment": self.environments}[entry["kind"]]
         if entry["key"] in table:
             return
+        line = canonical(entry)
         with open(self.path, "ab") as file:
-            file.write(canonical(entry).encode() + b"\n")
+            file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        table[entry["key"]] = entry
+        table[entry["key"]] = json.loads(line)  # what a reader will find
 
 
 # --------------------------------------------------------------------------------------------------------- executors
@@ -204,7 +223,7 @@ def executor(name: str) -> Iterator[tuple[Executor, int]]:
             yield pool, workers + 1
     elif ":" in name:
         try:
-            from distributed import Client
+            from distributed import Client, KilledWorker
         except ImportError:
             raise RunError(f"executor {name!r} needs dask: pip install 'fairtuning[cluster]'") from None
         try:
@@ -212,7 +231,13 @@ def executor(name: str) -> Iterator[tuple[Executor, int]]:
         except (OSError, ValueError) as error:
             raise RunError(f"no dask scheduler answers at {name!r} ({error})") from None
         with client:
-            yield client.get_executor(pure=False), 1000
+            try:
+                yield client.get_executor(pure=False), 1000
+            except (KilledWorker, CancelledError) as error:
+                what = (
+                    "every worker that tried a task died" if isinstance(error, KilledWorker) else "the scheduler left"
+                )
+                raise RunError(f"{what} ({name}); what returned is recorded: start again to go on") from None
     else:
         raise RunError(f"executor is {name!r}; allowed: inline, processes, or a dask scheduler's address (tcp://…)")
 
@@ -238,7 +263,7 @@ def run_all(
             while waiting and len(running) < in_flight:
                 running.add(executor.submit(work, waiting.pop(0)))
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
+            for future in sorted(done, key=_failed):  # failures last
                 lines = future.result()
                 for line in lines:
                     store.append(line)
@@ -251,6 +276,10 @@ def run_all(
     finally:
         for future in running:
             future.cancel()
+
+
+def _failed(future: Future) -> bool:
+    return future.cancelled() or future.exception() is not None
 
 
 def missing(configurations: Iterable[Any], *, store: Store, key: Callable[[Any], str]) -> list[Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -19,9 +20,10 @@ class DataError(FairtuningError):
 class GroupedData:
     """N examples of one edition of one data set.
 
-    inputs ``[N, ...]`` · label ``[N]`` int64 · group ``[N]`` int64 (the sensitive attribute) · split ``[N]`` int64;
-    ``label_names[label]``, ``group_names[group]`` and ``split_names[split]`` say what the numbers mean. ``digest`` is
-    the SHA-256 of what was read (of the generator and its seed, where the data is generated).
+    inputs ``[N, ...]`` (images: uint8 ``[N, 3, height, width]``, memory-mapped) · label ``[N]`` int64 · group ``[N]``
+    int64 (the sensitive attribute) · split ``[N]`` int64; ``label_names[label]``, ``group_names[group]`` and
+    ``split_names[split]`` say what the numbers mean. ``digest`` is the SHA-256 of what was read (of the generator and
+    its seed, where the data is generated).
     """
 
     name: str
@@ -35,6 +37,7 @@ class GroupedData:
     group_names: tuple[str, ...]
     split_names: tuple[str, ...]
     feature_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was left out, and why
 
     def __post_init__(self):
         for values, names, what in (
@@ -77,6 +80,31 @@ SOURCES: dict[str, Source] = {
     "digits": Source(
         "scikit-learn's digits with a background shortcut", "embedded", "digits", "BSD-3-Clause", "nothing"
     ),
+    "waterbirds": Source(
+        "Waterbirds (birds on land and water backgrounds)",
+        "waterbirds",
+        "read",
+        "non-commercial research (CUB-200-2011, Places)",
+        "0.5 GB download",
+    ),
+    "celeba": Source(
+        "CelebA (faces of celebrities, 40 attributes)",
+        "celeba",
+        "read",
+        "non-commercial research by agreement, no redistribution",
+        "1.4 GB, put in place by hand after agreeing",
+    ),
+    "utkface": Source(
+        "UTKFace (faces with age, gender, race)",
+        "utkface",
+        "read",
+        "non-commercial research",
+        "0.1 GB, put in place by hand",
+    ),
+    "aircraft": Source(
+        "FGVC-Aircraft (100 variants)", "aircraft", "read", "non-commercial research", "2.8 GB download"
+    ),
+    "geode": Source("GeoDE (40 objects, 6 regions)", "geode", "read", "CC BY 4.0", "download of many GB"),
 }
 
 
@@ -102,6 +130,17 @@ def verify(name: str) -> list[str]:
         data = load(name)
         return [f"{name}: generated, {len(data.label)} examples, digest {data.digest[:12]}"]
     return source(name).call("verify")()
+
+
+def pack(name: str, **options) -> GroupedData:
+    """Decodes the images of ``name`` into one memory-mapped uint8 file, where that is not done, and reads it.
+
+    ``options`` (size, crop, faulty, edition) as for ``load``, which does the same; a packed edition can be carried to
+    another machine, into ``<data folder>/<name>/packed/``, without its archive.
+    """
+    if "size" not in signature(source(name).call(source(name).reader)).parameters:
+        raise DataError(f"{name} has no images to pack")
+    return load(name, **options)
 
 
 def load_first(*names: str, **options) -> GroupedData:

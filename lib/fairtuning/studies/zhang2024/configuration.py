@@ -18,7 +18,8 @@ class Pretraining:
 
     hidden: tuple[int, ...] = (20, 20)  # 13 -> 20 -> 20 -> 2: the paper's 742 parameters
     penalty: str = "none"  # none, equalized_odds or demographic_parity
-    intensity: float = 0.0  # (1 - intensity) CE + intensity penalty, our reading
+    intensity: float = 0.0
+    form: str = "convex"  # (1 - intensity) CE + intensity penalty, our reading; "additive": CE + intensity penalty
     learning_rate: float = 0.0  # 0: to be selected
     batch_size: int = 0
     epochs: int = 0
@@ -39,6 +40,7 @@ class Run:
     rank: int = 2
     penalty: str = "none"
     intensity: float = 0.0
+    form: str = "convex"  # as in Pretraining
     optimiser: str = "adam"  # adam, sgd (momentum 0.9), lbfgs (full batch, to convergence)
     learning_rate: float = 0.0  # 0: to be selected (nothing to select where the method has no such setting)
     batch_size: int = 0  # 0: that of pre-training, likewise epochs
@@ -107,10 +109,11 @@ MODIFIERS = {
     "one-hot": {"encoding": "one-hot"},
     "fisher": {"keep": "fisher"},
     "representations": {"keep": "representations"},
+    "additive": {"form": "additive"},
 }
 PATTERN = re.compile(
     rf"(?P<method>{'|'.join(re.escape(name) for name in METHODS)})"
-    r"(?:(?P<how> after |\+| )(?P<criterion>EO|DP) (?P<intensity>[0-9.]+))?(?P<modifiers>(?:/[^/]+)*)"
+    r"(?:(?P<how> after |\+| )(?P<criterion>EO|DP) (?P<intensity>\d+(?:\.\d+)?))?(?P<modifiers>(?:/[^/]+)*)"
 )
 
 
@@ -144,6 +147,11 @@ def resolve(label: str) -> Run:
 
 
 def _modify(run: Run, modifier: str) -> Run:
+    if modifier == "additive":  # of whichever penalty the label has
+        form = MODIFIERS["additive"]
+        if run.penalty != "none":
+            return replace(run, **form)
+        return replace(run, pretraining=replace(run.pretraining, **form))
     if modifier in MODIFIERS:
         return replace(run, **MODIFIERS[modifier])
     name, _, value = modifier.partition("=")
@@ -187,6 +195,11 @@ LABELS: dict[str, list[str]] = {
     "figure4": ["pre-trained", "TL", "f+SVD", "OURS"],
     "figure5": sorted({alpha_label(a, o) for a in ALPHAS for o in ("female", "male")}),
     "parameters": ["pre-trained", "TL", "OURS", "Retrain"],
+    "additive": [
+        f"{label}/additive"
+        for p in PENALISED
+        for label in (f"pre-trained {p}", f"TL after {p}", f"OURS after {p}", f"Retrain+{p}")
+    ],
     "controls": ["TL", "f+SVD", "OURS", *CONTROLS],
     "factors": [
         f"{m}{modifier}" for modifier in ("/sgd", "/r=1", "/sgd/r=1", "/converged") for m in ("TL", "f+SVD", "OURS")

@@ -64,17 +64,20 @@ def _part(data: datasets.GroupedData, split: str) -> Batch:
     return data.inputs[index], data.label[index], data.group[index]
 
 
-def _objective(penalties: Sequence[tuple[str, float]]):
-    """(1 - intensity) mean cross-entropy + intensity penalty, per run (our reading of the paper's intensities)."""
-    intensity = torch.tensor([value for _, value in penalties], dtype=torch.float64)
-    of = {name: torch.tensor([float(p == name) for p, _ in penalties], dtype=torch.float64) for name in PENALTIES}
+def _objective(penalties: Sequence[Run | Pretraining]):
+    """(1 - intensity) CE + intensity penalty per run (our reading); form "additive": CE + intensity penalty."""
+    intensity = torch.tensor([one.intensity for one in penalties], dtype=torch.float64)
+    task = 1 - intensity * torch.tensor([float(one.form == "convex") for one in penalties], dtype=torch.float64)
+    of = {
+        name: torch.tensor([float(one.penalty == name) for one in penalties], dtype=torch.float64) for name in PENALTIES
+    }
 
     def objective(logits: Tensor, label: Tensor, group: Tensor) -> Tensor:
         loss = cross_entropy(logits, label).mean(-1)
         if not intensity.any():
             return loss
         penalty = sum(on.to(loss) * PENALTIES[name](logits, label, group) for name, on in of.items() if on.any())
-        return (1 - intensity.to(loss)) * loss + intensity.to(loss) * penalty
+        return task.to(loss) * loss + intensity.to(loss) * penalty
 
     return objective
 
@@ -95,7 +98,8 @@ class _Accuracy:
 
 # ------------------------------------------------------------------------------------------------------- pre-training
 def _source(run: Run) -> tuple:
-    return (run.data, run.encoding, run.split_seed, run.precision, run.device, run.pretraining, run.seed)
+    seeds = (run.seed, run.order_seed)
+    return (run.data, run.encoding, run.split_seed, run.precision, run.device, run.pretraining, *seeds)
 
 
 def _pretrain(unit: Sequence[Run], data: datasets.GroupedData) -> dict[tuple, tuple[Parameters, list[float]]]:
@@ -113,7 +117,7 @@ def _pretrain(unit: Sequence[Run], data: datasets.GroupedData) -> dict[tuple, tu
         weights = train(
             {name: value.to(inputs.device) for name, value in start.items()},
             mlp,
-            _objective([(run.pretraining.penalty, run.pretraining.intensity) for run in runs]),
+            _objective([run.pretraining for run in runs]),
             batch=lambda index: (inputs[index], label[index], group[index]),
             n=len(inputs),
             order_seeds=[run.order_seed for run in runs],
@@ -144,7 +148,7 @@ def _fine_tune(unit: Sequence[Run], network: Parameters, data: datasets.GroupedD
         forward, run = head, torch.arange(len(unit))[:, None]
         if first.method == "factored head":
             start = factored(unit, start, inputs, label, group)
-    objective = _objective([(run.penalty, run.intensity) for run in unit])
+    objective = _objective(unit)
     accuracy = _Accuracy(forward, validation, validation_label)
     if first.optimiser == "lbfgs":
         alone = [
