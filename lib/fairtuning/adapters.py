@@ -117,15 +117,24 @@ def load(model: nn.Module, folder: str | Path, *, trainable: bool = False) -> Pe
     """
     import warnings
 
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
 
+    file = Path(folder) / "adapter_model.safetensors"
+    if not file.is_file():  # peft would take a pickle, or ask the hub
+        raise AdapterError(f"{folder} has no adapter_model.safetensors; it must be a folder that save() or peft wrote")
     try:
         names = json.loads((Path(folder) / "adapter_config.json").read_text())["target_modules"]
         if any(name.rpartition(".")[2] in ("query", "value") for name in names):
             split_projections(model)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # by which peft says that keys are missing
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        with safe_open(file, framework="pt") as saved:
+            surplus = set(saved.keys()) - get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        if surplus:  # of which peft says nothing
+            raise ValueError(f"no place for {min(surplus)}")
+        return adapted
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, UserWarning) as error:
         line = " ".join(str(error).split())[:200]
         raise AdapterError(f"{folder} holds no adapter that fits this model ({line})") from None

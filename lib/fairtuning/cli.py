@@ -18,6 +18,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sets: which there are, fetch them, verify them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+STOPPED = 130  # what typer makes of Ctrl-C
+
 Study = Annotated[str, typer.Argument(help="A study, named after its paper: zhang2024.")]
 Profile = Annotated[str, typer.Option(help="Scale of the runs: classroom, compact or paper.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, a list of objects, instead of a table.")]
@@ -213,14 +215,21 @@ def _verdict(compared: dict[str, list[str]]) -> None:
 
 def main() -> None:
     """Runs the command line; a user's mistake is one line on standard error and exit status 2."""
+    usage_error = typer.BadParameter.__base__  # click's, which typer ships under another name from 0.26 on
     try:
-        app()
-    except FairtuningError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = app(standalone_mode=False)
+    except (FairtuningError, usage_error) as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            text = error.format_message() if isinstance(error, usage_error) else str(error)
+            print(f"error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        status = STOPPED
+    if status == STOPPED:
         print("stopped; what is recorded stays, start again to go on", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

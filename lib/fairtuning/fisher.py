@@ -8,6 +8,7 @@ so the squares of all examples add up to one matrix product, (G*G)^T (A*A).
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise, starmap
 
 import torch
 from torch import Tensor, nn
@@ -213,10 +214,11 @@ def _add_squares(total: Tensor, module: nn.Module, pairs: list[tuple], bounds: l
         size = max(size, module.weight[0].numel() * g[0, 0].numel())
     step = max(1, block // size)
     buffer = total.new_empty(0 if one_row else step, *module.weight.flatten(1).shape)
-    for s, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for s, (start, stop) in enumerate(pairwise(bounds)):
         squares = total[s].flatten(1)
-        even = -(-(stop - start) // max(1, -(-(stop - start) // step)))  # no tiny block at the end
-        for rows in (slice(i, min(i + even, stop)) for i in range(start, stop, max(1, even))):
+        pieces = -(-(stop - start) // step)  # of even length: a last piece of a few rows would cost as much
+        cuts = [start + (stop - start) * i // pieces for i in range(pieces + 1)] if pieces else []
+        for rows in starmap(slice, pairwise(cuts)):
             if one_row:  # the square of a product is the product of the squares
                 squares.addmm_(g[rows].square().T, a[rows].square())
                 continue

@@ -67,11 +67,14 @@ def retrain_last_layer(
 
 def _fit(inputs: Tensor, label: Tensor, classes: int, strength: float, seed: int) -> tuple[Tensor, Tensor]:
     """Weight ``[classes, d]`` and bias ``[classes]`` of a logistic regression; of two classes the first has zeros."""
+    import sklearn
     from sklearn.linear_model import LogisticRegression
 
-    # liblinear, the authors' solver, knows two classes only
+    # l1 has a new name since 1.8; liblinear, the authors' solver, knows two classes only
+    new = tuple(int(part) for part in sklearn.__version__.split(".")[:2]) >= (1, 8)
+    l1 = {"l1_ratio": 1.0} if new else {"penalty": "l1"}
     solver = {"solver": "liblinear"} if classes == 2 else {"solver": "saga", "max_iter": 1000}
-    model = LogisticRegression(l1_ratio=1.0, C=strength, random_state=seed, **solver)
+    model = LogisticRegression(**l1, C=strength, random_state=seed, **solver)
     model.fit(inputs.numpy(), label.numpy())
     weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
     if classes == 2:

@@ -258,18 +258,22 @@ def scoreboard(*, profile: str = "paper") -> Figure:
     """One row per claim, one column per data set, the verdict as a sign, a word and a colour."""
     study = "zhang2024"
     verdicts = report.verdicts(study, profile=profile)
-    texts = {claim.id: claim.statement for claim in claims.load(study)}
+    texts = {
+        claim.id: " ".join(claim.statement.split()) + (" (ours)" if claim.origin == "ours" else "")
+        for claim in claims.load(study)
+    }
     names = list(dict.fromkeys(v.id for v in verdicts))
     data = list(dict.fromkeys(v.data for v in verdicts))
     titles = {"adult": "Adult", "celeba": "CelebA", "lfw": "LFW+a"}
     order = ["supported", "contradicted", "unresolved", "not yet", "not testable here"]
-    lines = {name: wrap(f"{name[3:]}  {' '.join(texts[name].split())}", 74)[:2] for name in names}
+    lines = {name: wrap(f"{name[3:]}  {texts[name]}", 88, max_lines=2, placeholder=" …") for name in names}
 
     def draw(figure: Any, colours: Sequence[str]) -> None:
         colour = dict(zip(order, (colours[0], colours[1], colours[4], colours[6], colours[6]), strict=True))
         axes = figure.add_subplot()
         axes.set(xlim=(-4.6, len(data) - 0.4), ylim=(len(names) - 0.4, -1.1))
         axes.axis("off")
+        axes.text(-4.6, -0.8, f"arXiv 2403.00625, profile {profile}", va="center", weight="bold")
         for x, name in enumerate(data):
             axes.text(x, -0.8, titles.get(name, name), ha="center", va="center", weight="bold")
         for y, name in enumerate(names):
@@ -278,7 +282,7 @@ def scoreboard(*, profile: str = "paper") -> Figure:
         markers = {"supported": "o", "contradicted": "X", "unresolved": "$?$", "not yet": "$…$"}
         for v in verdicts:
             x, y = data.index(v.data), names.index(v.id)
-            axes.plot(x - 0.36, y, markers.get(v.verdict, "_"), color=colour[v.verdict], ms=6)
+            axes.plot(x - 0.36, y, marker=markers.get(v.verdict, "_"), color=colour[v.verdict], ms=6)
             axes.text(x - 0.26, y, v.verdict, ha="left", va="center", color=colour[v.verdict], fontsize=8)
 
     counts = [f"{sum(v.verdict == o for v in verdicts)} {o}" for o in order if any(v.verdict == o for v in verdicts)]
@@ -303,7 +307,7 @@ def write_scoreboard(folder: Path, *, profile: str = "paper") -> list[Path]:
         if v.verdict != "not yet"
     ]
     later = sum(v.verdict == "not yet" for v in verdicts)
-    lines += ["", f"Profile {profile}, Adult data. {later} further verdicts, on images, are not yet given."]
+    lines += ["", f"Profile {profile}; {later} further verdicts are not given yet."]
     paths.append(folder / "scoreboard.md")
     paths[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
     return paths

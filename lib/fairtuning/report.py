@@ -49,6 +49,7 @@ def _results(study: str, profile: str, stamp: float) -> Results:
 
 def results(study: str, profile: str = "paper") -> Results:
     """Every record of a study and profile; read once as long as its file stays the same."""
+    studies.check_profile(studies.study(study), profile)
     path = Store.path_of(study, profile)
     return _results(study, profile, path.stat().st_mtime if path.is_file() else 0.0)
 

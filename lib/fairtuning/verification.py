@@ -7,6 +7,7 @@ from types import ModuleType
 
 from fairtuning import FairtuningError
 from fairtuning.runs import Record, Store, executor, run_all
+from fairtuning.studies import check_profile
 
 OUTCOMES = ("equal", "within the seed spread", "differs")
 
@@ -20,6 +21,7 @@ def verify(
     another processor or by another torch, accuracy closer than the range over the seeds of its configuration) or
     "differs". The store itself is only read.
     """
+    check_profile(study, profile)
     store = Store.of(study.NAME, profile)
     keys = sorted(store.records)
     if not keys:

@@ -75,7 +75,7 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
-    "adult": Source("Adult (census income, UCI)", "adult", "read", "CC BY 4.0", "4 MB download"),
+    "adult": Source("Adult (census income, UCI)", "adult", "read", "CC BY 4.0", "6 MB download"),
     "census": Source("synthetic census with an adjustable bias", "embedded", "census", "MIT (generated)", "nothing"),
     "digits": Source(
         "scikit-learn's digits with a background shortcut", "embedded", "digits", "BSD-3-Clause", "nothing"

@@ -20,3 +20,9 @@ def study(name: str) -> ModuleType:
         yet = " (known, but not yet here)" if name in PAPERS else ""
         raise FairtuningError(f"unknown study {name!r}{yet}; allowed: {', '.join(STUDIES)}")
     return import_module(f"fairtuning.studies.{name}")
+
+
+def check_profile(module: ModuleType, profile: str) -> None:
+    """A one-line error unless the study has this profile."""
+    if profile not in module.PROFILES:
+        raise FairtuningError(f"profile is {profile!r}; allowed: {', '.join(module.PROFILES)}")
