@@ -19,7 +19,7 @@ def main(name: str, doc: str) -> int:
     try:
         if arguments.accept:
             archives.accept(importlib.import_module(f"fairtuning.datasets.{name}").ORIGIN, arguments.accept)
-        if not arguments.verify:
+        if not arguments.verify and not arguments.pack:  # packing fetches what it needs, and nothing when it is done
             datasets.fetch(name)
         if arguments.pack:
             faulty = "skip" if arguments.skip_faulty else "refuse"

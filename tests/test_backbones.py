@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fairtuning import FairtuningError, backbones, weights
+from fairtuning import FairtuningError, backbones, prefix, weights
 from fairtuning.backbones import BackboneError
 
 NAME = "vit_tiny_patch16_224"
@@ -208,22 +208,43 @@ def test_bad_requests_give_one_line(name, options, line):
 
 
 # -------------------------------------------------------------------------------------------------------- frozen blocks
-@pytest.mark.parametrize("blocks", [0, 5, 12])
-def test_the_first_and_the_last_blocks_make_the_whole(blocks):
+@pytest.mark.parametrize("blocks", [0, 5, 11, 12])
+@pytest.mark.parametrize("name", [NAME, "clip", "deit_tiny_distilled_patch16_224"])
+def test_the_first_and_the_last_blocks_make_the_whole(name, blocks):
+    backbone = backbones.load(name, classes=3, size=(32, 64), weights="random")
+    model, inputs = backbone.model.double(), backbone.prepare(images(2, 3, 32, 64)).double()
+    tokens = prefix.first_blocks(model, inputs, blocks=blocks)
+    together = prefix.last_blocks(model, tokens, blocks=blocks)
+    torch.testing.assert_close(together, model(inputs), rtol=1e-11, atol=1e-11)
+
+
+def test_gradients_are_those_of_the_whole_model():
     backbone = backbones.load(NAME, classes=3, size=(32, 48), weights="random")
-    inputs = backbone.prepare(images(2, 3, 32, 48))
-    tokens = backbones.first_blocks(backbone.model, inputs, blocks=blocks)
-    assert tokens.shape == (2, 1 + 2 * 3, 192)
-    assert torch.equal(backbones.last_blocks(backbone.model, tokens, blocks=blocks), backbone.model(inputs))
+    model, inputs = backbone.model.double(), backbone.prepare(images(2, 3, 32, 48)).double()
+    gradients = []
+    for way in (model, lambda x: prefix.forward(model, x)):
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(way(inputs), torch.tensor([0, 2])).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_mean_pooling_needs_every_token():
+    import timm
+
+    model = timm.create_model(NAME, img_size=32, global_pool="avg", num_classes=3).eval().double()
+    inputs = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(prefix.forward(model, inputs), model(inputs), rtol=1e-11, atol=1e-11)
 
 
 def test_blocks_that_a_model_does_not_have():
     model = backbones.load(NAME, classes=3, size=(32, 32), weights="random").model
-    with pytest.raises(BackboneError, match="first 13 blocks of a model with 12; allowed: 0 to 12"):
-        backbones.first_blocks(model, torch.zeros(1, 3, 32, 32), blocks=13)
+    with pytest.raises(BackboneError, match="first 13 blocks of a VisionTransformer; allowed: 0 to 12"):
+        prefix.first_blocks(model, torch.zeros(1, 3, 32, 32), blocks=13)
     model = backbones.load("resnet18", classes=3, weights="random").model
-    with pytest.raises(BackboneError, match="allowed: 0 to 0, of a timm ViT"):
-        backbones.last_blocks(model, torch.zeros(1, 3, 32, 32), blocks=1)
+    assert torch.equal(prefix.forward(model, torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)))
+    with pytest.raises(BackboneError, match="1 blocks of a ResNet; allowed: 0 to 0"):
+        prefix.last_blocks(model, torch.zeros(1, 3, 32, 32), blocks=1)
 
 
 # -------------------------------------------------------------------------------------------------- the real checkpoint
@@ -240,6 +261,15 @@ def test_the_real_vit_tiny(monkeypatch):
     assert float(backbone.prepare(torch.full((1, 3, 112, 80), 255, dtype=torch.uint8)).max()) == 1
     features = logits(backbone, n=4)
     assert features.shape == (4, 192) and features.isfinite().all()
-    # a pretrained network tells pictures apart far better than noise of the same kind, and its head knows 1000 classes
-    whole = backbones.load("vit-tiny", classes=1000, size=(112, 112))
-    assert float(logits(whole).softmax(-1).amax(-1).mean()) > 10 / 1000
+    # two photographs that come with scikit-learn: a palace in China, a flower; wrong weights or keys would not see them
+    whole = backbones.load("vit-tiny", classes=1000)
+    seen = [int(whole.model(whole.prepare(photograph(name, 224))).argmax()) for name in ("china.jpg", "flower.jpg")]
+    assert seen == [698, 985]  # ImageNet's "palace" and "daisy"
+
+
+def photograph(name, side):
+    from sklearn.datasets import load_sample_image
+
+    picture = torch.tensor(load_sample_image(name)).permute(2, 0, 1)[None, :, :, 106:533]  # the middle 427 x 427
+    smaller = torch.nn.functional.interpolate(picture.float(), (side, side), mode="bicubic", antialias=True)
+    return smaller.clamp(0, 255).round().byte()

@@ -99,7 +99,9 @@ def test_copies_for_learners_have_no_solutions_and_no_outputs(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(LABS)
 
 
-@lab
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem != "metrics")) for p in LABS]
+)
 def test_no_cell_needs_a_solution(path):
     # Run in this process, small: a learner who skips all exercises must reach the end.
     names = {"display": lambda shown: None}

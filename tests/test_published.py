@@ -26,7 +26,7 @@ def test_shape(study):
     assert published["paper"].keys() == {"id", "slug", "arxiv", "title", "authors", "year"}
     assert published["paper"]["slug"] == study
     for item in published["items"]:
-        assert item.keys() - {"note"} == {"item", "slug", "kind", "data", "caption", "cells"}
+        assert item.keys() - {"note", "not_testable"} == {"item", "slug", "kind", "data", "caption", "cells"}
         cells = published_cells(study, item["slug"])
         assert len({(cell["row"], cell["column"], cell["data"]) for cell in cells}) == len(cells)
         for cell in cells:

@@ -89,28 +89,6 @@ def load(
     return Backbone(name, model.eval(), size, padded, tuple(settings.mean), tuple(settings.std), digest)
 
 
-def first_blocks(model: nn.Module, inputs: Tensor, *, blocks: int) -> Tensor:
-    """Tokens ``[n, tokens, d]`` after the first ``blocks`` blocks of a vision transformer, with or without adapters.
-
-    Where these are frozen, the tokens are computed once and kept: ``last_blocks(model, tokens, blocks=blocks)`` goes
-    on from them to the logits, and equals ``model(inputs)``.
-    """
-    _check_blocks(model, blocks)
-    return model.blocks[:blocks](model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(inputs)))))
-
-
-def last_blocks(model: nn.Module, tokens: Tensor, *, blocks: int) -> Tensor:
-    """Logits ``[n, classes]`` from the tokens after the first ``blocks`` blocks."""
-    _check_blocks(model, blocks)
-    return model.forward_head(model.norm(model.blocks[blocks:](tokens)))
-
-
-def _check_blocks(model: nn.Module, blocks: int) -> None:
-    depth = len(getattr(model, "blocks", ()))
-    if not hasattr(model, "_pos_embed") or not 0 <= blocks <= depth:
-        raise BackboneError(f"first {blocks} blocks of a model with {depth}; allowed: 0 to {depth}, of a timm ViT")
-
-
 def _settings(name: str) -> Any:
     """timm's settings of a checkpoint: normalisation, input size, classifier, place on the hub."""
     import timm

@@ -215,9 +215,9 @@ def _verdict(compared: dict[str, list[str]]) -> None:
 
 def main() -> None:
     """Runs the command line; a user's mistake is one line on standard error and exit status 2."""
-    usage_error = typer.BadParameter.__base__  # click's, which typer ships under another name from 0.26 on
+    usage_error = typer.BadParameter.__base__  # click's own, or the copy of click that newer versions of typer carry
     try:
-        status = app(standalone_mode=False)
+        status = app(standalone_mode=False, prog_name="fairtuning")
     except (FairtuningError, usage_error) as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()

@@ -30,7 +30,7 @@ def features(parameters: Parameters, inputs: Tensor) -> Tensor:
     """What the head sees: ``inputs [..., n, d]`` after every hidden layer and its ReLU, ``[..., n, h]``."""
     layer = 0
     while f"W{layer}" in parameters:
-        inputs = torch.relu(inputs @ parameters[f"W{layer}"] + parameters[f"b{layer}"])
+        inputs = _affine(inputs, parameters[f"W{layer}"], parameters[f"b{layer}"]).relu_()
         layer += 1
     return inputs
 
@@ -38,8 +38,15 @@ def features(parameters: Parameters, inputs: Tensor) -> Tensor:
 def head(parameters: Parameters, inputs: Tensor) -> Tensor:
     """Logits ``[..., n, k]`` of a head ``X W + b`` or of a factored one, ``(X A) B + b`` (arXiv 2403.00625, eq. 3)."""
     if "A" in parameters:
-        return (inputs @ parameters["A"]) @ parameters["B"] + parameters["b"]
-    return inputs @ parameters["W"] + parameters["b"]
+        return _affine(inputs @ parameters["A"], parameters["B"], parameters["b"])
+    return _affine(inputs, parameters["W"], parameters["b"])
+
+
+def _affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``inputs weight + bias``; with a run axis in one call, for small networks are bound by passes over memory."""
+    if inputs.ndim == weight.ndim == 3:
+        return torch.baddbmm(bias, inputs, weight)
+    return inputs @ weight + bias
 
 
 def mlp(parameters: Parameters, inputs: Tensor) -> Tensor:

@@ -90,20 +90,26 @@ def find(origin: Origin) -> list[Archive]:
                 problems.append(str(error))
     if problems:
         raise DataError("; ".join(problems))
+    raise missing(origin)
+
+
+def missing(origin: Origin) -> DataError:
+    """What is not here, and what to do about it."""
     wanted = " or ".join(" + ".join(names) for names in origin.sets)
-    where = f"{folder}" + (f" nor in {Path(mirror) / origin.name}" if mirror else "")
-    raise DataError(f"{origin.name}: {wanted} is not in {where}; {origin.manual}")
-
-
-def _is_page(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    mirror = os.environ.get("FAIRTUNING_MIRROR", "")
+    where = f"{data_folder() / origin.name}" + (f" nor in {Path(mirror) / origin.name}" if mirror else "")
+    return DataError(f"{origin.name}: {wanted} is not in {where}; {origin.manual}")
 
 
 def _url(origin: Origin, name: str, mirror: str) -> str | None:
     if mirror:
         return f"{mirror.rstrip('/')}/{origin.name}/{name}" if "://" in mirror else None
     return origin.address.get(name)
+
+
+def _is_page(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 def identify(origin: Origin, path: Path, *, name: str | None = None) -> Archive:
@@ -133,7 +139,7 @@ def identify(origin: Origin, path: Path, *, name: str | None = None) -> Archive:
 def accept(origin: Origin, edition: str) -> list[Archive]:
     """Takes the files now in the data folder for ``edition``: writes their digests into its MANIFEST.json."""
     if not (here := present(origin)):
-        raise DataError(f"{data_folder() / origin.name} holds no complete set of files; {origin.manual}")
+        raise missing(origin)
     if not edition.replace("-", "").replace(".", "").isalnum():
         raise DataError(f"edition is {edition!r}; allowed: letters, digits, '-' and '.'")
     for path in here:
@@ -218,7 +224,7 @@ def _download(url: str, part: Path) -> None:
                 open(part, "ab" if start else "wb") as file,
                 tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
             ):
-                for piece in answer.iter_content(2**20):
+                for piece in answer.iter_content(2**16):
                     file.write(piece)
                     bar.update(len(piece))
     except (requests.RequestException, OSError) as error:
@@ -269,7 +275,8 @@ def _broken(path: Path) -> Iterator[None]:
     except tarfile.FilterError as error:
         raise DataError(f"{path}: refused, {error}") from None
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise DataError(f"{path} cannot be read to its end ({error}); delete it and fetch again") from None
+        reason = " ".join(str(error).split())[:80]
+        raise DataError(f"{path} cannot be read to its end ({reason}); delete it and fetch again") from None
     except (RuntimeError, NotImplementedError) as error:  # how zipfile names a password or an unknown compression
         raise DataError(f"{path} cannot be read: {error}") from None
 

@@ -91,6 +91,8 @@ def _table(text: str, name: str, *, header: bool):
         if header and len(table) != int(lines[0]):
             raise ValueError(f"{len(table)} rows, the first line promises {lines[0]}")
         table.columns = columns
+        if table.isna().to_numpy().any():
+            raise ValueError("a row has too few values")
         return table.astype(float)
     except (ValueError, IndexError, pd.errors.ParserError) as error:
         raise DataError(f"celeba: {name} cannot be read ({' '.join(str(error).split())})") from None

@@ -101,19 +101,19 @@ def decode(content: bytes, size: tuple[int, int], *, crop: str = "center", trim:
         # A JPEG more than twice too large is decoded at a half, a quarter … already: many times faster.
         image.draft(None, (round(2 * scale * original[0]), round(2 * scale * original[1])))
         image.load()
-        full_width, full_height = image.size
-        full_height *= 1 - trim / original[1]
         if image.mode == "P":  # its transparency, if any, cannot go to RGB directly
             image = image.convert("RGBA")
         image = image.convert("RGB")
+        full_width, full_height = image.size
+        if trim:
+            full_height = int(full_height * (1 - trim / original[1]))
+            image = image.crop((0, 0, full_width, full_height))
+        box = (0.0, 0.0, full_width, full_height)
         if crop == "center":
             scale = max(width / full_width, height / full_height)
-            left, top = (full_width - width / scale) / 2, (full_height - height / scale) / 2
-            box = (left, top, left + width / scale, top + height / scale)
-        else:
-            box = (0, 0, full_width, full_height)
-        limits = (full_width, full_height) * 2
-        box = tuple(min(max(edge, 0.0), limit) for edge, limit in zip(box, limits, strict=True))
+            across, down = min(width / scale, full_width), min(height / scale, full_height)  # 1e-13 more is too much
+            left, top = (full_width - across) / 2, (full_height - down) / 2
+            box = (left, top, min(left + across, full_width), min(top + down, full_height))
         image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
@@ -159,7 +159,9 @@ def verify(recipe: Recipe) -> list[str]:
             raise DataError(f"{path.with_suffix('.npy')} is changed; delete {path} and read again")
         lines.append(f"{path.with_suffix('.npy')}: {len(pixels)} images, edition {facts['edition']}, as packed")
         lines += [f"  {note}" for note in facts["notes"]]
-    return lines or [str(archive.path) for archive in archives.find(recipe.origin)]
+    if not lines:
+        raise archives.missing(recipe.origin)
+    return lines
 
 
 def _all_packed(recipe: Recipe) -> list[tuple[Path, dict]]:

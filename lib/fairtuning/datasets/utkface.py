@@ -1,7 +1,7 @@
 """UTKFace: 23,708 aligned and cropped faces; a file's name says age, gender and race (Zhang, Song, Qi, CVPR 2017).
 
-``<age>_<gender>_<race>_<date>.jpg.chip.jpg``. Ages were estimated by a model and checked by people, gender (two
-values) and race (five) are guesses from a picture. There is no official split: 70 / 10 / 20 % by seed 0, files of one
+``<age>_<gender>_<race>_<date>.jpg.chip.jpg``. All three are guesses from a picture, an algorithm's that a
+person checked; gender has two values, race five. There is no official split: 70 / 10 / 20 % by seed 0, files of one
 content in one part. Names that lack a field give no label; they are counted and left out.
 """
 

@@ -1,0 +1,236 @@
+"""LoRA steps on ViT-Tiny at 112 px: bf16 against float32, what the penalty costs, what a cached frozen prefix saves.
+
+    python benchmarks/lora.py              about ten minutes on one core; writes benchmarks/results/lora.json
+
+Times are medians of the process's CPU time, one thread, the variants taking turns. `ratio` is what its row's target is
+about. Weights are the pretrained ones where FAIRTUNING_WEIGHTS has them, else random: the times are the same.
+"""
+
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import typer
+from measuring import cpu_seconds, processor  # which makes the checkout's fairtuning importable
+from torch import Tensor, nn
+
+from fairtuning import adapters, backbones, losses, prefix
+
+PACKAGES = ("torch", "timm", "peft")
+SIZE, BATCH, RANK, CLASSES = (112, 112), 32, 16, 2
+
+
+def pictures(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Stripes in noise, lying or standing: the label, of which a fifth is wrong so that the loss stays away from 0."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(2, (n,), generator=generator)
+    phase = 6.28 * torch.rand(n, 1, generator=generator) + torch.arange(SIZE[0]) / 2
+    stripes = phase.sin()[:, :, None].expand(n, *SIZE)
+    stripes = torch.where(label.bool()[:, None, None], stripes, stripes.mT)[:, None]
+    images = 128 + 20 * stripes + 40 * torch.randn(n, 3, *SIZE, generator=generator)
+    wrong = torch.rand(n, generator=generator) < 0.2
+    return images.clamp(0, 255).byte(), torch.where(wrong, 1 - label, label)
+
+
+def backbone() -> backbones.Backbone:
+    try:
+        return backbones.load("vit-tiny", classes=CLASSES, size=SIZE)
+    except backbones.BackboneError:
+        return backbones.load("vit-tiny", classes=CLASSES, size=SIZE, weights="random")
+
+
+class Training:
+    """Steps of one model on batches that come round and round; `tokens`: on the frozen prefix's output, kept."""
+
+    def __init__(self, images: Tensor, label: Tensor, *, seed: int = 0, **options):
+        self.bf16, self.penalty = options.pop("bf16", False), options.pop("penalty", None)
+        self.cached, full = options.pop("cached", False), options.pop("full", False)
+        self.run = prefix.forward if options.pop("short", False) else lambda model, inputs: model(inputs)
+        given = backbone()
+        self.model = given.model if full else adapters.add(given.model, rank=RANK, seed=seed, **options)
+        self.first = 12 - options.get("last", 12)
+        self.model.train()
+        inputs = given.prepare(images)
+        if self.cached:
+            with torch.no_grad(), self.precision():
+                parts = [prefix.first_blocks(self.model, part, blocks=self.first) for part in inputs.split(BATCH)]
+            inputs = torch.cat(parts)
+        self.batches = list(zip(inputs.split(BATCH), label.split(BATCH), strict=True))
+        self.optimiser = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-3)
+        self.done, self.losses = 0, []
+
+    def precision(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.cached:
+            return prefix.last_blocks(self.model, inputs, blocks=self.first)
+        return self.run(self.model, inputs)
+
+    def step(self) -> None:
+        inputs, label = self.batches[self.done % len(self.batches)]
+        with self.precision():
+            logits = self.forward(inputs)
+        logits, self.done = logits.float(), self.done + 1
+        if self.penalty:  # a number of groups; the examples are spread over them
+            group = torch.arange(len(label)) % self.penalty
+            loss = losses.variance_penalised_loss(logits, label, group=group, groups=self.penalty, lam=1.0)
+        else:
+            loss = nn.functional.cross_entropy(logits, label)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.losses.append(loss.item())
+
+
+def row(case: str, variant: str, seconds: float, ratio: float, *, target: str = "", met=None, note: str = "") -> dict:
+    return {
+        "case": case,
+        "variant": variant,
+        "seconds": seconds,
+        "ratio": ratio,
+        "target": target,
+        "met": met,
+        "note": note,
+    }
+
+
+def compare_precision(rounds: int, steps: int) -> list[dict]:
+    data = pictures(4 * BATCH)
+    runs = {
+        "LoRA, float32": Training(*data),
+        "LoRA, bf16 autocast": Training(*data, bf16=True),
+        "LoRA, float32, last block for the class token": Training(*data, short=True),
+        "LoRA, bf16 autocast, last block for the class token": Training(*data, bf16=True, short=True),
+        "LoRA on query and value, float32": Training(*data, layers="query_value"),
+        "full fine-tuning, float32": Training(*data, full=True),
+        "full fine-tuning, bf16 autocast": Training(*data, full=True, bf16=True),
+    }
+    times = cpu_seconds({name: run.step for name, run in runs.items()}, repeats=rounds)
+    plain, bf16 = runs["LoRA, float32"], runs["LoRA, bf16 autocast"]
+    while plain.done < steps:
+        plain.step()
+        bf16.step()
+    means = [statistics.mean(run.losses[:steps]) for run in (plain, bf16)]
+    apart = abs(means[1] / means[0] - 1)
+    case = f"training step, ViT-Tiny 112 px, batch {BATCH}, rank {RANK}"
+    found = [
+        row(case, name, t, times["LoRA, float32"] / t, note=f"{BATCH / t:.0f} images/s; ratio: LoRA float32 over this")
+        for name, t in times.items()
+    ]
+    found[1] |= {"target": ">= 1.25", "met": found[1]["ratio"] >= 1.25}
+    note = f"mean loss {means[0]:.4f} and {means[1]:.4f} over the first {steps} steps"
+    return found + [
+        row(case, "loss of bf16, relative difference", None, apart, target="<= 0.01", met=apart <= 0.01, note=note)
+    ]
+
+
+def compare_penalty(rounds: int) -> list[dict]:
+    data, counts = pictures(4 * BATCH), (2, 4, 40, 100)
+    whole = {"no penalty": Training(*data), "penalty, 4 groups": Training(*data, penalty=4)}
+    steps = cpu_seconds({name: run.step for name, run in whole.items()}, repeats=rounds)
+    logits, label = torch.randn(BATCH, CLASSES, requires_grad=True), data[1][:BATCH]
+
+    def plain() -> None:
+        nn.functional.cross_entropy(logits, label).backward()
+
+    def ours(groups: int) -> Callable:
+        group = torch.arange(BATCH) % groups
+        return lambda: losses.variance_penalised_loss(logits, label, group=group, groups=groups, lam=1.0).backward()
+
+    def by_loop(groups: int) -> Callable:
+        group = torch.arange(BATCH) % groups
+
+        def run() -> None:
+            loss = losses.cross_entropy(logits, label)
+            means = torch.stack([loss[group == g].mean() for g in range(groups) if (group == g).any()])
+            (loss.mean() + (means - means.mean()).square().sum()).backward()
+
+        return run
+
+    variants = {"plain": plain} | {g: ours(g) for g in counts} | {f"loop {g}": by_loop(g) for g in counts}
+    many = {name: (lambda run=run: [run() for _ in range(100)]) for name, run in variants.items()}
+    alone = {name: t / 100 for name, t in cpu_seconds(many, repeats=rounds).items()}
+    case = "FairLoRA penalty, batch 32"
+    step, extra = steps["no penalty"], {g: alone[g] - alone["plain"] for g in counts}
+    found = [
+        row(
+            case,
+            f"{g} groups",
+            extra[g],
+            1 + extra[g] / step,
+            target="<= 1.02",
+            met=extra[g] / step <= 0.02,
+            note="loss and its gradient with the penalty less without, over a step without; "
+            f"loop over groups: {1 + (alone[f'loop {g}'] - alone['plain']) / step:.4f}",
+        )
+        for g in counts
+    ]
+    flat = extra[100] / extra[2]
+    both = steps["penalty, 4 groups"] / step
+    return found + [
+        row(case, "100 groups over 2 groups", None, flat, target="<= 1.3", met=flat <= 1.3, note="flat in the groups"),
+        row(case, "whole steps in turn, 4 groups", steps["penalty, 4 groups"], both, note="within noise of 1"),
+    ]
+
+
+def compare_prefix(rounds: int, seeds: int = 4) -> list[dict]:
+    data = pictures(2 * BATCH)
+    found = []
+    for last, target in ((1, 6.0), (4, 1.8)):
+        for bf16 in (False, True):
+            options = {"last": last, "bf16": bf16}
+            apart = [Training(*data, seed=seed, **options) for seed in range(seeds)]
+            kept = [Training(*data, seed=seed, cached=True, **options) for seed in range(seeds)]
+            for run in kept[1:]:  # one cache for all: frozen blocks give every seed the same
+                run.batches = kept[0].batches
+            times = seconds(
+                {
+                    "apart": lambda runs=apart: [r.step() for r in runs],
+                    "kept": lambda runs=kept: [r.step() for r in runs],
+                },
+                rounds,
+            )
+            ratio = times["apart"] / times["kept"]
+            differ = max(
+                abs(a / b - 1)
+                for r, s in zip(apart, kept, strict=True)
+                for a, b in zip(r.losses, s.losses, strict=True)
+            )
+            found.append(
+                row(
+                    f"{seeds} seeds, LoRA in the last {last} of 12 blocks, {'bf16' if bf16 else 'float32'}",
+                    "cached prefix; ratio: whole forward over this",
+                    times["kept"] / seeds,
+                    ratio,
+                    target=f">= {target:g}",
+                    met=ratio >= target,
+                    note=f"{BATCH * seeds / times['kept']:.0f} images/s; losses differ by at most {differ:.0e}",
+                )
+            )
+    return found
+
+
+def main(
+    rounds: int = typer.Option(9, help="Rounds in which each variant is timed once."),
+    steps: int = typer.Option(40, help="Steps over which the losses of float32 and bf16 are compared."),
+    output: Path = typer.Option(Path(__file__).parent / "results" / "lora.json", help="Where the results go."),
+) -> None:
+    """Time LoRA steps: precision, penalty, cached prefix."""
+    torch.set_num_threads(1)
+    found = compare_precision(rounds, steps) + compare_penalty(rounds) + compare_prefix(rounds)
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(
+        json.dumps({"meta": {"hardware": processor(), "versions": versions}, "rows": found}, indent=1) + "\n"
+    )
+    for r in found:
+        print(f"{r['case']:58} {r['variant']:42} {r['ratio']:8.4f} {r['target']:8} {r['met']!s:5} {r['note']}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
