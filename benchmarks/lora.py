@@ -188,12 +188,12 @@ def compare_prefix(rounds: int, seeds: int = 4) -> list[dict]:
             kept = [Training(*data, seed=seed, cached=True, **options) for seed in range(seeds)]
             for run in kept[1:]:  # one cache for all: frozen blocks give every seed the same
                 run.batches = kept[0].batches
-            times = seconds(
+            times = cpu_seconds(
                 {
                     "apart": lambda runs=apart: [r.step() for r in runs],
                     "kept": lambda runs=kept: [r.step() for r in runs],
                 },
-                rounds,
+                repeats=rounds,
             )
             ratio = times["apart"] / times["kept"]
             differ = max(

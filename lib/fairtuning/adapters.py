@@ -74,7 +74,7 @@ def add(
     """``model`` (of timm) frozen, with adapters of ``rank`` on ``layers`` (a key of LAYERS); its classifier is trained.
 
     The model's function is unchanged at first, as B = 0; ``seed`` draws A. ``last`` adapts the last so many blocks
-    only: what comes before them is then a constant (``backbones.first_blocks``). ``model`` is changed in place.
+    only: what comes before them is then a constant (``prefix.first_blocks``). ``model`` is changed in place.
 
     Raises AdapterError, in one line, for unknown layers, a model without them, and a rank above a layer's size.
     """

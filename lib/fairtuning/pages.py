@@ -43,7 +43,7 @@ class Figure:
         names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
         style = dict.fromkeys(names, text) | {
             "svg.hashsalt": "fairtuning",
-            "font.size": 9,
+            "font.size": 10,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.prop_cycle": matplotlib.cycler(color=COLOURS[theme]),
@@ -115,7 +115,8 @@ def dots(
                 axes.axvline(found.base_rate_gap, ls="--", lw=1, color=colours[6], label="gap in the labels")
             axes.set(xlabel=TITLES.get(metric, metric), ylim=(len(labels) - 0.4, -0.6))
             axes.set_yticks(range(len(labels)), [names.get(label, label) for label in labels])
-            axes.xaxis.label.set_fontsize(8)
+            axes.xaxis.label.set_fontsize(9)
+            axes.locator_params(axis="x", nbins=4)
         handles: dict[str, Any] = {}
         for axes in figure.axes:
             handles |= {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -126,7 +127,7 @@ def dots(
         for label in labels
     )
     alt = f"{what} Mean {', '.join(TITLES.get(metric, metric) for metric in metrics)} by method. {shown}."
-    return Figure(draw, alt=alt.strip(), size=(9.0, 1.2 + 0.34 * len(labels)))
+    return Figure(draw, alt=alt.strip(), size=(8.0, 1.3 + 0.36 * len(labels)))
 
 
 def published_by_metric(study: str, name: str, *, data: str, labels: Mapping[str, str] | None = None) -> dict:
@@ -187,7 +188,11 @@ def paper_table(study: str, name: str, *, data: str, profile: str = "paper", fou
             for source in ("published", "ours"):
                 value = cell[source] if cell else None
                 text = report.plain(value)
-                if value and value["mean"] == best[column, source]:
+                if (
+                    value
+                    and best[column, source]
+                    and text.split(" ")[0] == report.plain(best[column, source]).split(" ")[0]
+                ):
                     text = f"<strong>{text} ★</strong>"
                 line.append(record_link(study, value["records"], text) if value and source == "ours" else text)
         shown.append(line)
@@ -209,12 +214,12 @@ def _seeds(cells: Sequence[dict]) -> str:
     return f"{max(counts)} seeds" if counts else "seeds"
 
 
-def _best(cells: Sequence[dict | None], source: str) -> float | None:
-    """The lowest mean of a column of errors or gaps, where it compares methods."""
+def _best(cells: Sequence[dict | None], source: str) -> dict | None:
+    """The cell with the lowest mean of a column of errors or gaps, where it compares methods."""
     if not all(cell and cell["column"] in ("Err", "DP", "EO") for cell in cells) or len(cells) < 3:
         return None
-    values = [cell[source]["mean"] for cell in cells if cell[source] and cell[source]["mean"] is not None]
-    return min(values) if len(values) == len(cells) else None
+    found = [cell[source] for cell in cells if cell[source] and cell[source]["mean"] is not None]
+    return min(found, key=lambda one: one["mean"]) if len(found) == len(cells) else None
 
 
 def effects_table(rows: Sequence[tuple[str, Any, str]], *, caption: str, digits: int = 3) -> Table:

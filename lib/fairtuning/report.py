@@ -150,7 +150,9 @@ def _state(study: str, entry: dict[str, Any], data: str | None, profile: str) ->
 
 # --------------------------------------------------------------------------------------------------------------- text
 def number(value: float | None, *, digits: int = 3) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus sign before a rounded zero
 
 
 def interval(values: Sequence[float | None]) -> str:
