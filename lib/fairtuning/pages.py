@@ -144,8 +144,9 @@ def published_by_metric(study: str, name: str, *, data: str, labels: Mapping[str
 class Table:
     """A plain HTML table: header and cells are HTML already (escape text with ``html.escape``)."""
 
-    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str):
+    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, prose: bool = False):
         self.header, self.rows, self.caption = list(header), [list(row) for row in rows], caption
+        self.kind = "fairtuning prose table" if prose else "fairtuning table"  # prose: cells hold sentences, and wrap
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th scope="col">{cell}</th>' for cell in self.header)
@@ -154,7 +155,7 @@ class Table:
             for row in self.rows
         )
         return (
-            f'<table class="fairtuning table">\n<caption>{self.caption}</caption>\n'
+            f'<table class="{self.kind}">\n<caption>{self.caption}</caption>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
         )
 
@@ -249,14 +250,15 @@ def claims_table(study: str, *, profile: str = "paper", verdicts: Sequence[Verdi
             f"{v.id}, {v.data}",
             html.escape(texts[v.id].statement) + (" <em>(ours)</em>" if texts[v.id].origin == "ours" else ""),
             f"{SIGNS[v.verdict]} {v.verdict}",
-            report.number(v.effect),
-            report.interval(v.interval),
+            report.number(v.effect, digits=4),
+            report.interval(v.interval, digits=4),
             html.escape(v.reason),
         ]
         for v in verdicts
     ]
+    caption = f"Profile {profile}. Effect and interval are those of the claim's weakest part."
     header = ["claim, data", "what it says", "verdict", "effect", "95 % interval", "reason"]
-    return Table(header, rows, caption=f"Profile {profile}. Effect and interval are those of the claim's weakest part.")
+    return Table(header, rows, caption=caption, prose=True)
 
 
 def scoreboard(*, profile: str = "paper") -> Figure:

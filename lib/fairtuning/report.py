@@ -155,8 +155,9 @@ def number(value: float | None, *, digits: int = 3) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus sign before a rounded zero
 
 
-def interval(values: Sequence[float | None]) -> str:
-    return "-" if values[0] is None else f"[{number(values[0])}, {number(values[1])}]"
+def interval(values: Sequence[float | None], *, digits: int = 3) -> str:
+    low, high = (number(value, digits=digits) for value in values)
+    return "-" if values[0] is None else f"[{low}, {high}]"
 
 
 def plain(cell: dict[str, Any] | None) -> str:
@@ -166,5 +167,5 @@ def plain(cell: dict[str, Any] | None) -> str:
     mean, spread = cell["mean"], cell["spread"]
     if cell["n"] in (0, None) and spread is None and float(mean).is_integer():
         return f"{int(mean):,}"
-    digits = 2 if abs(mean) >= 1 else 3 if abs(mean) >= 0.01 else 5
+    digits = 2 if abs(mean) >= 1 else 3 if mean == 0 or abs(mean) >= 0.005 else 4
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")

@@ -17,30 +17,28 @@ from fairtuning.studies.zhang2024.configuration import VERSIONS, Pretraining, Ru
 from fairtuning.training import Batch, train, train_to_convergence
 
 _data: dict[tuple, datasets.GroupedData] = {}
-_pretrained: dict[
-    tuple, tuple[Parameters, list[float]]
-] = {}  # (what it was trained on, how, seeds) -> weights, history
+_pretrained: dict[tuple, tuple[Parameters, list[float], float]] = {}  # _source -> weights, history, seconds
 RESAMPLES = 200  # of the Fisher profiles
 
 
 def work(unit: Sequence[Run]) -> list[Record]:
     """The records (and the lines they refer to) of runs that ``units`` put together."""
     first = unit[0]
-    before, threads = time.perf_counter(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(first.threads)
     try:
         data = _load(first)
         sources = [_pretrain(unit, data)[run_key] for run_key in map(_source, unit)]
-        if first.method == "pre-trained":
-            parameters = stack([weights for weights, _ in sources])
-            histories = [history for _, history in sources]
-        else:
-            parameters, histories = _fine_tune(unit, stack([weights for weights, _ in sources]), data)
-        seconds = (time.perf_counter() - before) / len(unit)
+        parameters = stack([weights for weights, _, _ in sources])
+        histories = [history for _, history, _ in sources]
+        before = time.perf_counter()
+        if first.method != "pre-trained":
+            parameters, histories = _fine_tune(unit, parameters, data)
+        share = (time.perf_counter() - before) / len(unit)
         lines = [environment(), *(_examples(data, split) for split in ("validation", "test"))]
         for index, run in enumerate(unit):
             one = {name: value[index] for name, value in parameters.items()}
-            lines.append(_record(run, one, histories[index], data, seconds))
+            lines.append(_record(run, one, histories[index], data, seconds=share + sources[index][2]))
         return lines
     finally:
         torch.set_num_threads(threads)
@@ -102,8 +100,11 @@ def _source(run: Run) -> tuple:
     return (run.data, run.encoding, run.split_seed, run.precision, run.device, run.pretraining, *seeds)
 
 
-def _pretrain(unit: Sequence[Run], data: datasets.GroupedData) -> dict[tuple, tuple[Parameters, list[float]]]:
-    """The pre-trained network of every run, trained once per process; those of one rate and shape train together."""
+def _pretrain(unit: Sequence[Run], data: datasets.GroupedData) -> dict[tuple, tuple[Parameters, list[float], float]]:
+    """The pre-trained network of every run, trained once per process; those of one rate and shape train together.
+
+    With each goes its validation accuracy by epoch and its share of the seconds that this took.
+    """
     todo = {_source(run): run for run in unit if _source(run) not in _pretrained}
     alike: dict[tuple, list[Run]] = {}
     for run in todo.values():
@@ -114,6 +115,7 @@ def _pretrain(unit: Sequence[Run], data: datasets.GroupedData) -> dict[tuple, tu
         sizes = (inputs.shape[1], *hidden, len(data.label_names))
         start = stack([mlp_parameters(sizes, seed=run.seed, dtype=inputs.dtype) for run in runs])
         accuracy = _Accuracy(mlp, *_part(data, "validation")[:2])
+        before = time.perf_counter()
         weights = train(
             {name: value.to(inputs.device) for name, value in start.items()},
             mlp,
@@ -127,9 +129,10 @@ def _pretrain(unit: Sequence[Run], data: datasets.GroupedData) -> dict[tuple, tu
             batch_size=batch_size,
             after_epoch=accuracy,
         )
+        share = (time.perf_counter() - before) / len(runs)
         for index, run in enumerate(runs):
             one = {name: value[index] for name, value in weights.items()}
-            _pretrained[_source(run)] = (one, accuracy.of(index))
+            _pretrained[_source(run)] = (one, accuracy.of(index), share)
     return _pretrained
 
 
@@ -214,7 +217,7 @@ def _examples(data: datasets.GroupedData, split: str) -> Record:
 
 
 def _record(
-    run: Run, parameters: Parameters, history: list[float], data: datasets.GroupedData, seconds: float
+    run: Run, parameters: Parameters, history: list[float], data: datasets.GroupedData, *, seconds: float
 ) -> Record:
     with torch.no_grad():
         scores = {split: mlp(parameters, _part(data, split)[0]) for split in ("validation", run.evaluate)}
