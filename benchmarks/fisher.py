@@ -2,30 +2,24 @@
 
     python benchmarks/fisher.py            about five minutes on one core; writes benchmarks/results/fisher.json
 
-Times are medians of the process's CPU time, one thread, the variants taking turns. `ratio` is a variant's time over
-`group_fisher`'s: above 1, the variant is slower. Before timing, every peer's result is compared in float64.
+Times are medians of the process's CPU time, one thread, the variants taking turns. `ratio` is a peer's time over
+`group_fisher`'s, and `group_fisher`'s over a training step's. Every peer's result is first compared in float64.
 """
 
 import copy
-import json
 import multiprocessing
-import platform
-import statistics
-import sys
-import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import typer
+from measuring import cpu_seconds, row, write  # which makes the checkout's fairtuning importable
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
-from fairtuning.fisher import group_fisher  # noqa: E402
+from fairtuning.fisher import group_fisher
 
 PACKAGES = ("torch", "opacus", "backpack-for-pytorch", "timm")
 Fisher = dict[str, Tensor]
@@ -147,26 +141,23 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor, optimiser: type, batch
     return run
 
 
-def seconds(variants: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each variant, taking turns, after one round that is not counted."""
-    times = {name: [] for name in variants}
-    for _ in range(repeats + 1):
-        for name, variant in variants.items():
-            start = time.process_time()
-            variant()
-            times[name].append(time.process_time() - start)
-    return {name: statistics.median(t[1:]) for name, t in times.items()}
-
-
 def largest_difference(ours: Fisher, theirs: Fisher) -> float:
     """Over the largest entry of each layer."""
     return max(((ours[name] - t).abs().max() / t.abs().max()).item() for name, t in theirs.items())
 
 
-def rows(case: str, times: dict[str, float], notes: dict[str, str]) -> list[dict]:
+def rows(case: str, times: dict[str, float], notes: dict[str, str], targets: dict[str, str]) -> list[dict]:
+    """A peer's ratio is its time over ours; a training step's the other way round: what we cost beside it."""
     ours = times["group_fisher"]
     return [
-        {"case": case, "variant": name, "ratio": t / ours, "seconds": t, "note": notes.get(name, "")}
+        row(
+            case,
+            name,
+            seconds=t,
+            ratio=ours / t if "step" in name else t / ours,
+            target=targets.get(name, ""),
+            note=notes.get(name, "group_fisher over this" if "step" in name else ""),
+        )
         for name, t in times.items()
     ]
 
@@ -189,16 +180,21 @@ def compare_mlp(groups: int, repeats: int, examples: int = 1024, sample: int = 6
         "training step, SGD": training_step(model, x, y, torch.optim.SGD, examples),
         "training step, Adam": training_step(model, x, y, torch.optim.Adam, examples),
     }
-    fast = seconds(variants, 5 * repeats)
+    fast = cpu_seconds(variants, repeats=5 * repeats)
     both = {"group_fisher": variants["group_fisher"]}
     both |= {name: peer(model, x, y, group, groups) for name, peer in PEERS.items() if peer is not by_loop}
     both["autograd loop over examples"] = by_loop(model, x[few], y[few], group[few], groups)
-    times = seconds(both, repeats)
+    times = cpu_seconds(both, repeats=repeats)
     times["autograd loop over examples"] *= examples / sample
     notes["autograd loop over examples"] += f"; {sample} examples timed, x{examples // sample}"
     # Steps took turns with group_fisher alone: peers that fill gigabytes leave either a cold cache.
     steps = {name: t / fast["group_fisher"] * times["group_fisher"] for name, t in fast.items()}
-    return rows(f"MLP 108-256-256-2, {examples} examples, {groups} groups", steps | times, notes)
+    targets = {
+        "opacus GradSampleModule": ">= 20",
+        "torch.func vmap(grad)": ">= 20",
+        "BackPACK SumGradSquared, once per group": ">= 1.3" if groups == 2 else ">= 2",
+    } | ({"training step, SGD": "<= 1.15"} if groups == 2 else {})
+    return rows(f"MLP 108-256-256-2, {examples} examples, {groups} groups", steps | times, notes, targets)
 
 
 def compare_vit(repeats: int, examples: int = 64, batch: int = 32, groups: int = 2) -> list[dict]:
@@ -212,16 +208,17 @@ def compare_vit(repeats: int, examples: int = 64, batch: int = 32, groups: int =
     ours = group_fisher(*double, group=group[:4] * 0, groups=1)
     difference = largest_difference(ours, by_loop(*double, group[:4] * 0, 1)())
     assert difference < 1e-12, f"ViT-Tiny differs by {difference:.1e} in float64"
-    times = seconds(
+    times = cpu_seconds(
         {
             "group_fisher": lambda: group_fisher(model, x, y, group=group, groups=groups, chunk=batch),
             "training step, SGD": training_step(model, x, y, torch.optim.SGD, batch),
             "training step, Adam": training_step(model, x, y, torch.optim.Adam, batch),
         },
-        repeats,
+        repeats=repeats,
     )
     case = f"ViT-Tiny, 112 px, {examples} images in batches of {batch}, {groups} groups"
-    return rows(case, times, {"group_fisher": f"float64 difference to the loop {difference:.0e} (4 images)"})
+    notes = {"group_fisher": f"float64 difference to the loop {difference:.0e} (4 images)"}
+    return rows(case, times, notes, {"training step, SGD": "<= 1.15"})
 
 
 def peak(variant: str, examples: int) -> float:
@@ -252,22 +249,15 @@ def compare_memory(sizes: tuple[int, ...] = (1024, 8192, 65536)) -> list[dict]:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 found.append((variant, examples, pool.apply(peak, (variant, examples))))
     return [
-        {
-            "case": f"memory, MLP 108-256-256-2, {examples} examples",
-            "variant": variant,
-            "ratio": mebibytes / found[0][-1],
-            "seconds": None,
-            "note": f"{mebibytes:.0f} MiB at the peak beside the data; ratio: to group_fisher at {sizes[0]} examples",
-        }
+        row(
+            f"memory, MLP 108-256-256-2, {examples} examples",
+            variant,
+            seconds=None,
+            ratio=mebibytes / found[0][-1],
+            note=f"{mebibytes:.0f} MiB at the peak beside the data; ratio: to group_fisher at {sizes[0]} examples",
+        )
         for variant, examples, mebibytes in found
     ]
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{(names or [platform.processor()])[0]}, 1 thread"
 
 
 def main(
@@ -282,12 +272,7 @@ def main(
     if vit:
         found += compare_vit(repeats)
     found += compare_memory()
-    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    found = [row | {"hardware": processor(), "versions": versions} for row in found]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(found, indent=1) + "\n")
-    for row in found:
-        print(f"{row['case']:65} {row['variant']:42} {row['ratio']:8.2f}  {row['note']}")
+    write(found, output, packages=PACKAGES)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,14 @@ kept. The pictures are the Waterbirds edition found in the data folder or mirror
 """
 
 import io
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from measuring import row, write  # which makes the checkout's fairtuning importable
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -83,14 +80,7 @@ def pictures(number: int) -> tuple[str, list[bytes]]:
     return f"Waterbirds, {archive.edition}", found
 
 
-def processor() -> str:
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def main(number: int = 4096, rounds: int = 5) -> dict:
+def main(number: int = 4096, rounds: int = 5) -> list[dict]:
     torch.set_num_threads(1)
     data, contents = pictures(number)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,29 +113,12 @@ def main(number: int = 4096, rounds: int = 5) -> dict:
     rows = []
     for name, value in median.items():
         ours = name == "cached uint8"
-        ratio = None if ours else value / base
-        goal = TARGET if name.endswith("no workers") else None
-        rows.append(
-            {
-                "case": case,
-                "variant": name,
-                "seconds": round(value, 4),
-                "ratio": ratio and round(ratio, 2),
-                "target": goal,
-                "met": None if goal is None else ratio >= goal,
-                "note": f"{len(paths) / value:,.0f} images/s"
-                + (f"; packed once at {len(paths) / packing:,.0f} images/s" if ours else ""),
-            }
-        )
-    hardware = f"{processor()}, {os.cpu_count()} cores, 1 thread"
-    versions = {"python": platform.python_version()} | {p: version(p) for p in ("torch", "torchvision", "pillow")}
-    return {"meta": {"hardware": hardware, "versions": versions}, "rows": rows}
+        speed = f"{len(paths) / value:,.0f} images/s"
+        packed = f"; packed once at {len(paths) / packing:,.0f} images/s" if ours else ""
+        goal = f">= {TARGET:g}" if name.endswith("no workers") else ""
+        rows.append(row(case, name, seconds=value, ratio=value / base, target=goal, note=speed + packed))
+    return rows
 
 
 if __name__ == "__main__":
-    result = main()
-    path = Path(__file__).parent / "results" / "loader.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    for row in result["rows"]:
-        print(f"{row['variant']:32} {row['seconds']:8.3f} s   {row['ratio'] or 1:6.2f}   {row['note']}")
+    write(main(), Path(__file__).parent / "results" / "loader.json", packages=("torch", "torchvision", "pillow"))

@@ -33,10 +33,17 @@ def processor() -> str:
 
 
 def row(
-    case: str, variant: str, *, seconds: float, ratio: float | None = None, target: float | None = None, note: str = ""
+    case: str, variant: str, *, seconds: float | None, ratio: float | None = None, target: str = "", note: str = ""
 ) -> dict[str, Any]:
-    """``ratio``: this variant's time over ours (above 1: it is slower); ``target``: the ratio that is asked for."""
-    return {"case": case, "variant": variant, "seconds": seconds, "ratio": ratio, "target": target, "note": note}
+    """``ratio``: this variant's time over ours (above 1: it is slower) unless the note says else; ``target``: what is
+    asked of it, such as ">= 4" or "<= 1.15"; ``met`` says whether it is so.
+    """
+    met = None
+    if target:
+        relation, bound = target.split()
+        met = ratio >= float(bound) if relation == ">=" else ratio <= float(bound)
+    found = {"case": case, "variant": variant, "seconds": seconds, "ratio": ratio}
+    return found | {"target": target, "met": met, "note": note}
 
 
 def write(rows: Sequence[dict[str, Any]], output: Path, *, packages: Sequence[str]) -> None:
@@ -46,6 +53,7 @@ def write(rows: Sequence[dict[str, Any]], output: Path, *, packages: Sequence[st
     content = {"meta": {"hardware": processor(), "versions": versions}, "rows": list(rows)}
     output.write_text(json.dumps(content, indent=1) + "\n")
     for one in rows:
+        seconds = "" if one["seconds"] is None else f"{one['seconds']:.3g} s"
         ratio = "" if one["ratio"] is None else f"{one['ratio']:.4g}x"
-        target = "" if one["target"] is None else f"(target {one['target']:g}x)"
-        print(f"{one['case']:48} {one['variant']:44} {one['seconds']:10.3g} s {ratio:>10} {target:16} {one['note']}")
+        target = {None: "", True: f"({one['target']}: met)", False: f"({one['target']}: MISSED)"}[one["met"]]
+        print(f"{one['case']:58} {one['variant']:44} {seconds:>10} {ratio:>10} {target:18} {one['note']}")

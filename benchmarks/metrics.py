@@ -83,7 +83,7 @@ def compare_points(n: int, repeats: int) -> list[dict]:
     note = f"values differ by {difference:.0e} at most"
     return [
         row(case, "counts", seconds=fast, ratio=1.0),
-        row(case, "fairlearn MetricFrame", seconds=slow, ratio=slow / fast, target=TARGET, note=note),
+        row(case, "fairlearn MetricFrame", seconds=slow, ratio=slow / fast, target=f">= {TARGET:g}", note=note),
     ]
 
 
@@ -114,7 +114,7 @@ def compare_resamples(runs: int, resamples: int, few: int, repeats: int, n: int 
             "fairlearn MetricFrame(n_boot), 3 differences",
             seconds=slow,
             ratio=slow / times["ours"],
-            target=TARGET,
+            target=f">= {TARGET:g}",
             note=note + ", ".join(f"{one:.2f}" for one in agreement),
         ),
     ]

@@ -146,7 +146,7 @@ def compare(hidden: int, at_once: int, target: float, *, runs: int, repeats: int
     for name, seconds in times.items():
         seconds *= runs / timed[name]
         ratio = seconds / times[mine]
-        asked = target if name.startswith("index loop") else None
+        asked = f">= {target:g}" if name == "index loop" else ""
         rows.append(row(case, name, seconds=seconds, ratio=ratio, target=asked, note=notes.get(name, "")))
     return rows
 

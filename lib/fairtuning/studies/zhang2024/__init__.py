@@ -8,6 +8,7 @@ from fairtuning.studies.zhang2024.configuration import (
     LABELS,
     NAME,
     PROFILES,
+    SECONDS,
     Run,
     configuration,
     key,
@@ -21,6 +22,7 @@ from fairtuning.studies.zhang2024.tables import CELLS, METRIC, cell, quantities,
 from fairtuning.studies.zhang2024.work import work
 
 __all__ = [
-    "CELLS", "LABELS", "METRIC", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "plan", "quantities",
+    "CELLS", "LABELS", "METRIC", "NAME", "PROFILES", "SECONDS", "Run", "cell", "configuration", "key", "plan",
+    "quantities",
     "resolve", "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

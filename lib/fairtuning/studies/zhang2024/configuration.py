@@ -8,8 +8,10 @@ from itertools import groupby, product
 
 from fairtuning import FairtuningError
 from fairtuning.runs import Record, key_of
+from fairtuning.studies import planning
 
 NAME = "zhang2024"
+SECONDS = 0.2  # of one run on one core, roughly: what `run --dry-run` says before there are records
 
 
 @dataclass(frozen=True)
@@ -296,31 +298,13 @@ def label_seeds(label: str, seeds: int) -> int:
 
 def plan(profile_name: str, labels: Iterable[str], seeds: int, lookup: Lookup) -> Generator[list[Run], None, None]:
     """Phases of runs: each search before what it selects for, then the selected runs. Compute one, ask for the next."""
-    labels = list(labels)
-    if profile_name not in PROFILES:
-        raise FairtuningError(f"profile is {profile_name!r}; allowed: {', '.join(PROFILES)}")
-    if seeds < 1:
-        raise FairtuningError(f"seeds is {seeds}; allowed: 1 or more")
-    depth = 0
-    while True:
-        searches = [selected(label, profile_name, lookup, seeds)[1] for label in labels]
-        phase = [
-            seeded(candidate, seed)
-            for found in searches
-            if len(found) > depth
-            for candidate in found[depth]
-            for seed in range(min(seeds, SEARCH_SEEDS))
-        ]
-        if not phase:
-            break
-        yield list(dict.fromkeys(phase))
-        depth += 1
-    yield list(
-        dict.fromkeys(
-            seeded(selected(label, profile_name, lookup, seeds)[0], seed)
-            for label in labels
-            for seed in range(label_seeds(label, seeds))
-        )
+    planning.check(PROFILES, profile_name, seeds)
+    yield from planning.phases(
+        list(labels),
+        lambda label: selected(label, profile_name, lookup, seeds),
+        seeded=seeded,
+        search_seeds=min(seeds, SEARCH_SEEDS),
+        seeds=lambda label: label_seeds(label, seeds),
     )
 
 
