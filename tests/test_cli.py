@@ -69,7 +69,7 @@ def test_help(fairtuning, command):
     "command, words",
     [
         ("run zhang2025", ["unknown study 'zhang2025'", "zhang2024"]),
-        ("run sukumaran2024", ["known, but not yet here"]),
+        ("run kamalaruban2025", ["known, but not yet here"]),
         ("claims zhang2025", ["unknown study"]),
         ("verify zhang2025", ["unknown study"]),
         ("table zhang2025 table1", ["'zhang2025'", "zhang2024, sukumaran2024"]),

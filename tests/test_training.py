@@ -204,8 +204,8 @@ def test_after_epoch_sees_the_parameters_and_nothing_given_is_changed():
         ({"batch_size": 0}, "batch size 0"),
         ({"learning_rate": 0.0}, "learning rate 0.0"),
         ({"learning_rate": float("nan")}, "learning rate nan"),
-        ({"optimiser_name": "lbfgs"}, "'lbfgs'; allowed here: adam, sgd"),
-        ({"optimiser_name": "adamw"}, "'adamw'; allowed here: adam, sgd"),
+        ({"optimiser_name": "lbfgs"}, "'lbfgs'; allowed here: adam, adamw, sgd"),
+        ({"optimiser_name": "rmsprop"}, "'rmsprop'; allowed here: adam, adamw, sgd"),
     ],
 )
 def test_errors_say_what_is_allowed(changes, words):

@@ -325,6 +325,8 @@ def write_record_pages(folder: Path, *, profile: str = "paper") -> list[Path]:
     """``records/<study>.md`` into ``folder``: every number of the book leads to a section there."""
     paths = []
     for study in studies.STUDIES:
+        if not Store.path_of(study, profile).is_file():  # no records in this profile
+            continue
         path = folder / "records" / f"{study}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_record_page(study, profile), encoding="utf-8")

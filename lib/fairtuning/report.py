@@ -13,7 +13,7 @@ from fairtuning.claims import Verdict
 from fairtuning.runs import Store
 
 #: Data sets that a study can be run on so far, by paper.
-RUNNABLE = {"zhang2024": ("adult",)}
+RUNNABLE = {"zhang2024": ("adult",), "sukumaran2024": ("waterbirds",)}
 
 
 def slug(name: str) -> str:
@@ -141,7 +141,10 @@ def _state(study: str, entry: dict[str, Any], data: str | None, profile: str) ->
         return "reproduced", "a diagram of our own"
     if data not in RUNNABLE[study]:
         return "not yet", f"the study does not run on {data} yet"
-    module, found = studies.study(study), _available(study, profile)
+    module = studies.study(study)
+    if entry["slug"] not in module.LABELS:
+        return "not yet", "no runs are defined for it yet"
+    found = _available(study, profile)
     absent = [label for label in module.LABELS[entry["slug"]] if found is None or label not in found.runs]
     if absent:
         return "not yet", f"no records of {', '.join(absent[:3])}{' …' if len(absent) > 3 else ''}"

@@ -329,7 +329,8 @@ def cost(
     seeds = study.PROFILES[profile]["seeds"] if seeds is None and profile in study.PROFILES else seeds
     todo = _todo(study, labels, profile, seeds, store)
     known = [record["seconds"] for record in store.records.values()]
-    each = sum(known) / len(known) if known else getattr(study, "SECONDS", 1.0)
+    guess = study.PROFILES.get(profile, {}).get("seconds", getattr(study, "SECONDS", 1.0))
+    each = sum(known) / len(known) if known else guess
     return {"missing": len(todo), "present": len(store.records), "seconds": round(each * len(todo), 1)}
 
 

@@ -8,19 +8,24 @@ from torch import Tensor
 from fairtuning.networks import Parameters
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs, label, group
-OPTIMISERS = ("adam", "sgd", "lbfgs")
+OPTIMISERS = ("adam", "adamw", "sgd", "lbfgs")
 
 
 def optimiser(
-    name: str, parameters: Parameters, *, learning_rate: float, momentum: float = 0.9
+    name: str, parameters: Parameters, *, learning_rate: float, momentum: float = 0.9, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """Adam, or SGD with momentum. Both act entry by entry, so stacked runs never mix."""
+    """Adam, AdamW (the only one with ``weight_decay``), or SGD with momentum.
+
+    They act entry by entry, so stacked runs never mix.
+    """
     values = list(parameters.values())
     if name == "adam":
         return torch.optim.Adam(values, lr=learning_rate, fused=True)
+    if name == "adamw":
+        return torch.optim.AdamW(values, lr=learning_rate, weight_decay=weight_decay, fused=True)
     if name == "sgd":
         return torch.optim.SGD(values, lr=learning_rate, momentum=momentum)
-    raise ValueError(f"optimiser is {name!r}; allowed here: adam, sgd")
+    raise ValueError(f"optimiser is {name!r}; allowed here: adam, adamw, sgd")
 
 
 def data_order(n: int, seeds: Sequence[int], epochs: int) -> Iterator[Tensor]:
@@ -43,6 +48,7 @@ def train(
     learning_rate: float,
     epochs: int,
     batch_size: int,
+    weight_decay: float = 0.0,
     after_epoch: Callable[[Parameters], None] | None = None,
 ) -> Parameters:
     """Trains and returns ``parameters`` (new tensors; the given ones stay as they are).
@@ -56,7 +62,7 @@ def train(
             f"epochs {epochs}, batch size {batch_size}, learning rate {learning_rate}: allowed are >= 0, >= 1, > 0"
         )
     parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
-    steps = optimiser(optimiser_name, parameters, learning_rate=learning_rate)
+    steps = optimiser(optimiser_name, parameters, learning_rate=learning_rate, weight_decay=weight_decay)
     for order in data_order(n, order_seeds, epochs):
         for index in order.split(batch_size, dim=1):
             inputs, label, group = batch(index)

@@ -11,7 +11,7 @@ from fairtuning import FairtuningError
 
 #: Every paper of the companion, in the book's order; those with a module here can be run.
 PAPERS = ("zhang2024", "sukumaran2024", "kamalaruban2025")
-STUDIES = ("zhang2024",)
+STUDIES = ("zhang2024", "sukumaran2024")
 
 
 def study(name: str) -> ModuleType:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from fairtuning.factorization import low_rank, neutralise
 from fairtuning.fisher import head_fisher
 from fairtuning.losses import PENALTIES, cross_entropy
 from fairtuning.networks import Parameters, count, features, head, mlp, mlp_parameters, stack
-from fairtuning.runs import Record, environment, key_of, pack
+from fairtuning.records import examples_line, make_record
+from fairtuning.runs import Record, environment
 from fairtuning.studies.zhang2024.configuration import VERSIONS, Pretraining, Run
 from fairtuning.training import Batch, train, train_to_convergence
 
@@ -35,7 +36,7 @@ def work(unit: Sequence[Run]) -> list[Record]:
         if first.method != "pre-trained":
             parameters, histories = _fine_tune(unit, parameters, data)
         share = (time.perf_counter() - before) / len(unit)
-        lines = [environment(), *(_examples(data, split) for split in ("validation", "test"))]
+        lines = [environment(), *(examples_line(data, split) for split in ("validation", "test"))]
         for index, run in enumerate(unit):
             one = {name: value[index] for name, value in parameters.items()}
             lines.append(_record(run, one, histories[index], data, seconds=share + sources[index][2]))
@@ -204,45 +205,19 @@ def factored(unit: Sequence[Run], start: Parameters, inputs: Tensor, label: Tens
 
 
 # ----------------------------------------------------------------------------------------------------------- records
-def _examples(data: datasets.GroupedData, split: str) -> Record:
-    _, label, group = _part(data, split)
-    return {
-        "kind": "examples",
-        "key": f"{data.digest[:16]}-{split}",
-        "label": pack(label.tolist(), classes=len(data.label_names)),
-        "group": pack(group.tolist(), classes=len(data.group_names)),
-        "label_names": data.label_names,
-        "group_names": data.group_names,
-    }
-
-
 def _record(
     run: Run, parameters: Parameters, history: list[float], data: datasets.GroupedData, *, seconds: float
 ) -> Record:
     with torch.no_grad():
-        scores = {split: mlp(parameters, _part(data, split)[0]) for split in ("validation", run.evaluate)}
-        predictions = {split: values.argmax(-1) for split, values in scores.items()}
-        labels = {split: _part(data, split)[1] for split in scores}
-        record = {
-            "kind": "record",
-            "key": key_of(run, digest=data.digest, version=VERSIONS[run.method]),
-            "configuration": asdict(run),
-            "version": VERSIONS[run.method],
-            "data": {"name": data.name, "edition": data.edition, "digest": data.digest},
-            "environment": environment()["key"],
-            "accuracy": {
-                split: round(float((values == labels[split]).double().mean()), 6)
-                for split, values in predictions.items()
-            },
-            "loss": {
-                split: float(f"{cross_entropy(values, labels[split]).mean():.8g}") for split, values in scores.items()
-            },
-            "history": history,
-            "epoch": len(history),
-            "parameters": _trainable(run, parameters),
-            "seconds": round(seconds, 3),
-            "predictions": {run.evaluate: pack(predictions[run.evaluate].tolist(), classes=len(data.label_names))},
-        }
+        record = make_record(
+            run,
+            data,
+            version=VERSIONS[run.method],
+            scores={split: mlp(parameters, _part(data, split)[0]) for split in ("validation", run.evaluate)},
+            history=history,
+            parameters=_trainable(run, parameters),
+            seconds=seconds,
+        )
         if run.keep == "fisher":
             record["fisher"] = fisher_profiles(parameters, data, kind=run.fisher)
         if run.keep == "representations":

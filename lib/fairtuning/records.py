@@ -1,0 +1,62 @@
+"""What a run leaves, as the lines of a store: labels and groups of the examples, predictions, accuracy, losses."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from fairtuning.datasets import GroupedData
+from fairtuning.losses import cross_entropy
+from fairtuning.runs import Record, environment, key_of, pack
+
+
+def examples_line(data: GroupedData, split: str) -> Record:
+    """Label and group of the examples of one split, which the predictions of all runs on them refer to."""
+    index = data.part(split)
+    return {
+        "kind": "examples",
+        "key": f"{data.digest[:16]}-{split}",
+        "label": pack(data.label[index].tolist(), classes=len(data.label_names)),
+        "group": pack(data.group[index].tolist(), classes=len(data.group_names)),
+        "label_names": data.label_names,
+        "group_names": data.group_names,
+    }
+
+
+def make_record(
+    run: Any,
+    data: GroupedData,
+    *,
+    version: int,
+    scores: Mapping[str, Tensor],
+    history: list[float],
+    parameters: int,
+    seconds: float,
+) -> Record:
+    """The record of ``run``: ``scores`` are its logits ``[n, k]`` by split, of "validation" and of ``run.evaluate``.
+
+    The predictions of the latter are kept. ``history``: validation accuracy by epoch; ``parameters``: how many numbers
+    were trained.
+    """
+    predictions = {split: values.argmax(-1) for split, values in scores.items()}
+    labels = {split: data.label[data.part(split)] for split in scores}
+    return {
+        "kind": "record",
+        "key": key_of(run, digest=data.digest, version=version),
+        "configuration": asdict(run),
+        "version": version,
+        "data": {"name": data.name, "edition": data.edition, "digest": data.digest},
+        "environment": environment()["key"],
+        "accuracy": {
+            split: round(float((values == labels[split]).double().mean()), 6) for split, values in predictions.items()
+        },
+        "loss": {
+            split: float(f"{cross_entropy(values, labels[split]).mean():.8g}") for split, values in scores.items()
+        },
+        "history": history,
+        "epoch": len(history),
+        "parameters": parameters,
+        "seconds": round(seconds, 3),
+        "predictions": {run.evaluate: pack(predictions[run.evaluate].tolist(), classes=len(data.label_names))},
+    }

@@ -1,0 +1,26 @@
+"""arXiv 2410.17358: LoRA and full fine-tuning of vision transformers, with a penalty on the spread of group losses.
+
+``configuration`` holds what a run is and which runs each table needs, ``work`` what one run does, ``tables`` how
+records become the paper's cells and the quantities that claims are about.
+"""
+
+from fairtuning.studies.sukumaran2024.configuration import (
+    LABELS,
+    NAME,
+    PROFILES,
+    Run,
+    configuration,
+    key,
+    plan,
+    resolve,
+    seeded,
+    selected,
+    units,
+)
+from fairtuning.studies.sukumaran2024.tables import CELLS, METRIC, cell, quantities, results
+from fairtuning.studies.sukumaran2024.work import work
+
+__all__ = [
+    "CELLS", "LABELS", "METRIC", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "plan",
+    "quantities", "resolve", "results", "seeded", "selected", "units", "work",
+]  # fmt: skip

@@ -1,0 +1,284 @@
+"""What a run of P2 is, how a label such as ``FairLoRA/groups=cell`` names one, and which runs each table needs."""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from fairtuning import FairtuningError
+from fairtuning.runs import Record, key_of
+from fairtuning.studies import planning
+
+NAME = "sukumaran2024"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, fully resolved; its key is a hash of this, of the data's digest and of the method's version."""
+
+    data: str = "waterbirds"
+    size: int | str = 112  # of the images, a side or "height x width"
+    edition: str = ""
+    backbone: str = "vit-tiny"  # a timm name or a key of backbones.BACKBONES; "small": see work.small
+    weights: str = "pretrained"
+    method: str = "lora"  # or full
+    layers: str = "qkv"  # that have adapters
+    rank: int = 16
+    alpha: float = 16.0  # of LoRA: its product of factors is multiplied by alpha / rank
+    penalty: float | None = 0.0  # lambda of eq. 1; None: to be selected
+    groups: str = "class"  # whose losses the penalty compares, of losses.GROUPINGS
+    learning_rate: float = 0.0  # of AdamW, constant; 0: to be selected
+    batch_size: int = 32
+    epochs: int = 5
+    weight_decay: float = 0.01
+    seed: int = 0  # initialisation of adapters and classifier
+    order_seed: int = 0  # order of the data
+    evaluate: str = "test"  # validation for the runs of a search: they never read the test set
+    precision: str = "bfloat16"  # of autocast; the weights that are trained are float32
+    threads: int = 1
+    device: str = "cpu"
+
+
+#: Raised by hand when what a method does changes; part of every key.
+VERSIONS = {"lora": 1, "full": 1}
+
+#: One seed tells the settings of a search apart well enough, for they lie a factor of three or more apart.
+SEARCH_SEEDS = 1
+#: R1: highest validation accuracy. R2: highest validation worst-group accuracy (class x attribute) among the settings
+#: within a point of the highest accuracy.
+RULES = ("R1", "R2")
+MARGIN = 0.01
+
+PROFILES = {
+    "compact": {
+        "seeds": 5,
+        "seconds": 250.0,  # of one run on one core, before there are records to tell
+        "backbones": ("vit-tiny",),
+        "data": {"waterbirds": {"size": 112, "edition": "resized-128", "epochs": 5}},
+        "rank": 16,
+        "largest_rank": 128,
+        "rank_seeds": 3,
+        "rates": {"lora": (0.0003, 0.001, 0.003), "full": (0.00003, 0.0001, 0.0003)},
+        "penalties": (0.1, 1.0, 10.0),
+        "rule": "R2",
+        "settings": {},
+    },
+    "paper": {
+        "seeds": 3,  # the paper's; a verdict needs five
+        "seconds": 600.0,  # on one GPU, a guess
+        "backbones": ("vit", "clip", "dino"),
+        "data": {"waterbirds": {"size": 224, "edition": "official", "epochs": 10}},
+        "rank": 16,
+        "largest_rank": 128,
+        "rank_seeds": 3,
+        "rates": {"lora": (0.0003, 0.001, 0.003), "full": (0.00001, 0.00003, 0.0001)},
+        "penalties": (0.01, 0.1, 1.0, 10.0, 100.0),
+        "rule": "R1",
+        "settings": {"device": "cuda", "batch_size": 128},
+    },
+    "classroom": {
+        "seeds": 5,
+        "seconds": 3.0,
+        "backbones": ("small",),
+        "data": {"digits": {"size": 8, "epochs": 10}},
+        "rank": 4,
+        "largest_rank": 32,
+        "rank_seeds": 3,
+        "rates": {"lora": (0.003,), "full": (0.001,)},
+        "penalties": (0.1, 1.0),
+        "rule": "R2",
+        "settings": {"precision": "float32"},
+    },
+}
+
+# ------------------------------------------------------------------------------------------------------------- labels
+METHODS = {
+    "LoRA": {"method": "lora"},
+    "FairLoRA": {"method": "lora", "penalty": None},
+    "FFT": {"method": "full"},
+    "FairFFT": {"method": "full", "penalty": None},
+}
+GROUPS = {"class": "class", "background": "attribute", "cell": "class x attribute"}
+RANKS = (8, 16, 32, 64, 128)
+ALLOWED = "r=N, lambda=X, groups=class|background|cell, R1 or R2, a data set or a backbone of the profile"
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a label says: ``run`` before anything is selected, and what it leaves to the profile as None."""
+
+    run: Run
+    rank: int | None = None
+    rule: str | None = None
+    data: str | None = None
+    backbone: str | None = None
+
+
+@cache
+def resolve(label: str) -> Named:
+    """``LoRA``, ``FairLoRA``, ``FFT`` or ``FairFFT``, then modifiers: ``/r=8``, ``/lambda=1``, ``/groups=cell``,
+    ``/R1`` (the rule by which lambda is selected), ``/celeba`` (data set), ``/dino`` (backbone)."""
+    method, *modifiers = label.split("/")
+    if method not in METHODS:
+        raise FairtuningError(f"unknown run label {label!r}; allowed: {', '.join(METHODS)}, then /{ALLOWED}")
+    named = Named(Run(**METHODS[method]))
+    for modifier in modifiers:
+        named = _modify(named, modifier, label)
+    if named.run.method == "full" and named.rank:
+        raise FairtuningError(f"{label!r} has a rank; only LoRA and FairLoRA have one")
+    return named
+
+
+def _modify(named: Named, modifier: str, label: str) -> Named:
+    name, _, value = modifier.partition("=")
+    fair = named.run.penalty != 0 or "lambda" in label
+    try:
+        if name == "r" and int(value) >= 1:
+            return replace(named, rank=int(value))
+        if name == "lambda" and fair and float(value) >= 0:
+            return replace(named, run=replace(named.run, penalty=float(value)))
+        if name == "groups" and fair and value in GROUPS:
+            return replace(named, run=replace(named.run, groups=GROUPS[value]))
+    except ValueError:
+        pass
+    if modifier in RULES and fair:
+        return replace(named, rule=modifier)
+    if any(modifier in profile["data"] for profile in PROFILES.values()):
+        return replace(named, data=modifier)
+    if any(modifier in profile["backbones"] for profile in PROFILES.values()):
+        return replace(named, backbone=modifier)
+    raise FairtuningError(f"unknown modifier {modifier!r} in {label!r}; allowed: {ALLOWED}")
+
+
+FOUR = list(METHODS)
+FAIR = [label for label in FOUR if label.startswith("Fair")]
+
+#: Which runs each table and figure needs, by its slug in published/sukumaran2024.yaml; then those of our own questions.
+LABELS: dict[str, list[str]] = {
+    "table2": FOUR,
+    "table3": FOUR,
+    "groups": [f"{label}/groups={groups}" for groups in ("cell", "background") for label in FAIR],
+    "rule": [f"{label}/R1" for label in FAIR],
+    "figure12": FOUR,
+    "ranks": [f"{label}/r={rank}" for rank in RANKS for label in ("LoRA", "FairLoRA")],
+    "backbones": [f"{label}/{backbone}" for backbone in ("clip", "dino") for label in FOUR],
+}
+
+
+def offered(label: str, profile_name: str) -> bool:
+    """Whether a profile has the data set, the backbone and the rank that a label names."""
+    named, profile = resolve(label), PROFILES[profile_name]
+    return (
+        (named.data is None or named.data in profile["data"])
+        and (named.backbone is None or named.backbone in profile["backbones"])
+        and (named.rank or 1) <= profile["largest_rank"]
+    )
+
+
+# --------------------------------------------------------------------------------------------- search and selection
+Lookup = Callable[[Run], Record | None]
+
+
+def best(
+    candidates: Sequence[Run], lookup: Lookup, *, rule: str = "R1", seeds: int = SEARCH_SEEDS, margin: float = MARGIN
+) -> Run | None:
+    """The candidate that a rule (of RULES) selects, on means over seeds; the first of equals. None if runs miss."""
+    accuracy, worst = [], []
+    for candidate in candidates:
+        records = [lookup(seeded(candidate, seed)) for seed in range(seeds)]
+        if any(record is None for record in records):
+            return None
+        accuracy.append(sum(record["accuracy"]["validation"] for record in records) / seeds)
+        worst.append(sum(record["worst"]["validation"] for record in records) / seeds)
+    if rule == "R1":
+        return candidates[accuracy.index(max(accuracy))]
+    near = [index for index, value in enumerate(accuracy) if value >= max(accuracy) - margin - 1e-9]
+    return candidates[max(near, key=lambda index: (worst[index], -index))]
+
+
+def seeded(run: Run, seed: int) -> Run:
+    return replace(run, seed=seed, order_seed=seed)
+
+
+def selected(label: str, profile_name: str, lookup: Lookup) -> tuple[Run, list[list[Run]]]:
+    """The run that ``label`` names with every setting selected, and the searches (lists of candidates) behind it.
+
+    Where a search is unfinished its first candidate stands in, so that the number of runs can be told beforehand.
+    (1) the learning rate without penalty, at the profile's rank, by rule R1; (2) at that rate lambda, by the label's
+    rule. Every rank has the settings of the profile's rank.
+    """
+    named, profile = resolve(label), PROFILES[profile_name]
+    if not offered(label, profile_name):
+        raise FairtuningError(f"{label!r} is not offered in profile {profile_name}")
+    data = named.data or next(iter(profile["data"]))
+    run = replace(
+        named.run,
+        data=data,
+        backbone=named.backbone or profile["backbones"][0],
+        rank=profile["rank"] if named.run.method == "lora" else Run.rank,
+        evaluate="validation",
+        **profile["data"][data],
+        **profile["settings"],
+    )
+    searches = []
+
+    def choose(candidates: list[Run], rule: str) -> Run:
+        if len(candidates) > 1:
+            searches.append(candidates)
+            return best(candidates, lookup, rule=rule) or candidates[0]
+        return candidates[0]
+
+    plain = replace(run, penalty=0.0, groups=Run.groups)
+    rates = profile["rates"][run.method]
+    rate = choose([replace(plain, learning_rate=rate) for rate in rates], "R1").learning_rate
+    run = replace(run, learning_rate=rate)
+    if run.penalty is None:
+        penalties = [replace(run, penalty=penalty) for penalty in profile["penalties"]]
+        run = choose(penalties, named.rule or profile["rule"])
+    return replace(run, rank=named.rank or run.rank, evaluate="test"), searches
+
+
+def label_seeds(label: str, profile_name: str, seeds: int) -> int:
+    """Ranks are compared on fewer seeds than the rest."""
+    return min(seeds, PROFILES[profile_name]["rank_seeds"]) if resolve(label).rank else seeds
+
+
+def plan(profile_name: str, labels: Iterable[str], seeds: int, lookup: Lookup) -> Generator[list[Run], None, None]:
+    """Phases of runs: each search before what it selects for, then the selected runs. Compute one, ask for the next.
+
+    Labels that the profile does not offer are left out.
+    """
+    planning.check(PROFILES, profile_name, seeds)
+    yield from planning.phases(
+        [label for label in labels if offered(label, profile_name)],
+        lambda label: selected(label, profile_name, lookup),
+        seeded=seeded,
+        search_seeds=SEARCH_SEEDS,
+        seeds=lambda label: label_seeds(label, profile_name, seeds),
+    )
+
+
+@cache
+def digest(data: str, size: int | str, edition: str) -> str:
+    """SHA-256 that stands for the images of a run, without reading them where the edition's files are published."""
+    from fairtuning import datasets
+    from fairtuning.datasets import images
+
+    if datasets.source(data).needs == "nothing":
+        return datasets.load(data).digest
+    known = images.digest_of(datasets.source(data).call("RECIPE"), edition, size=size)
+    return known or datasets.load(data, size=size, edition=edition).digest
+
+
+@cache
+def key(run: Run) -> str:
+    return key_of(run, digest=digest(run.data, run.size, run.edition), version=VERSIONS[run.method])
+
+
+def units(runs: Sequence[Run]) -> list[list[Run]]:
+    """Each run by itself: a transformer fills a core alone."""
+    return [[run] for run in runs]
+
+
+def configuration(record: Record) -> Run:
+    """The run that a record is of."""
+    return Run(**record["configuration"])

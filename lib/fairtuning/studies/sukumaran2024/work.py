@@ -1,0 +1,251 @@
+"""What one of P2's runs does: adapters on a pretrained transformer (or all of it), trained, evaluated. In a worker."""
+
+import math
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import metadata
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fairtuning import adapters, backbones, datasets, prefix
+from fairtuning.datasets import images
+from fairtuning.losses import cross_entropy, penalty_groups, variance_penalised_loss
+from fairtuning.metrics import group_counts
+from fairtuning.networks import Parameters, count
+from fairtuning.records import examples_line, make_record
+from fairtuning.runs import Record, RunError, environment
+from fairtuning.studies.sukumaran2024.configuration import VERSIONS, Run
+from fairtuning.training import Batch, train
+
+EVALUATED = 256  # images at a time
+
+
+def work(unit: Sequence[Run]) -> list[Record]:
+    """The records (and the lines they refer to) of the runs of a unit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(unit[0].threads)
+    try:
+        lines = [environment()]
+        for run in unit:
+            data = _load(run.data, run.size, run.edition)
+            lines += [examples_line(data, split) for split in ("validation", "test")]
+            lines.append(_record(run, data))
+        return lines
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def _load(name: str, size: int | str, edition: str) -> datasets.GroupedData:
+    if datasets.source(name).needs != "nothing":
+        return datasets.load(name, size=size, edition=edition)
+    data = datasets.load(name)
+    pixels = (255 * data.inputs).round().byte().reshape(-1, 1, 8, 8)  # digits: grey levels in [0, 1]
+    return replace(data, inputs=pixels.expand(-1, 3, -1, -1).contiguous())
+
+
+def _record(run: Run, data: datasets.GroupedData) -> Record:
+    before = time.perf_counter()
+    network = Network(run, data)
+    training = Training(network, run, data)
+    try:
+        parameters = training.train()
+        scores = {"validation": training.curve[-1].scores}
+        with torch.no_grad():
+            if run.evaluate not in scores:
+                scores[run.evaluate] = network.scores(parameters, data, run.evaluate)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if "memory" not in str(error):
+            raise
+        raise RunError(f"out of memory at batch_size {run.batch_size}, size {run.size}; lower one of them") from None
+    cells = {split: Cells.of(values, data, split) for split, values in scores.items()}
+    record = make_record(
+        run,
+        data,
+        version=VERSIONS[run.method],
+        scores=scores,
+        history=[round(epoch.accuracy, 4) for epoch in training.curve],
+        parameters=count(parameters),
+        seconds=time.perf_counter() - before + network.seconds,
+    )
+    return record | {
+        "worst": {split: round(found.worst, 6) for split, found in cells.items()},
+        "cell_loss": {split: found.cell_loss for split, found in cells.items()},
+        "curve": {
+            "worst": [round(epoch.worst, 4) for epoch in training.curve],
+            "loss": [float(f"{epoch.loss:.5g}") for epoch in training.curve],
+        },
+        "backbone": {
+            "name": network.backbone.name,
+            "weights": network.backbone.digest,
+            "packages": {name: metadata.version(name) for name in ("timm", "peft")},
+        },
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- networks
+class Network:
+    """A backbone with what is trained of it as a dictionary, and its logits as a function of that dictionary.
+
+    It stays in evaluation mode: no dropout, and where a backbone has batch normalisation, its statistics stay.
+    """
+
+    def __init__(self, run: Run, data: datasets.GroupedData):
+        classes, size, self.seconds = len(data.label_names), images.parse_size(run.size), 0.0
+        if run.backbone == "small":
+            self.backbone, self.seconds = small(run.data, classes=classes, seed=run.seed)
+        else:
+            self.backbone = backbones.load(run.backbone, classes=classes, size=size, weights=run.weights, seed=run.seed)
+        model = self.backbone.model
+        if run.method == "lora":
+            model = adapters.add(model, rank=run.rank, alpha=run.alpha, layers=run.layers, seed=run.seed)
+        self.module = _Prefixed(model).to(run.device).eval()
+        self.device, self.precision = torch.device(run.device), getattr(torch, run.precision)
+        self.trained = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        return self.backbone.prepare(pixels.to(self.device))
+
+    def forward(self, parameters: Parameters, inputs: Tensor) -> Tensor:
+        """Logits ``[1, n, k]`` float32 of inputs ``[1, n, 3, height, width]``: the run axis of one run."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            return functional_call(self.module, parameters, (inputs[0],)).float()[None]
+
+    def scores(self, parameters: Parameters, data: datasets.GroupedData, split: str) -> Tensor:
+        """Logits ``[n, k]`` of a split, on the CPU."""
+        parts = [
+            self.forward(parameters, self.prepare(data.inputs[index])[None])[0].cpu()
+            for index in data.part(split).split(EVALUATED)
+        ]
+        return torch.cat(parts)
+
+
+class _Prefixed(nn.Module):
+    """The same model, its last block computed for the class token alone where that gives the same."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return prefix.forward(self.model, inputs)
+
+
+def small(name: str, *, classes: int, seed: int) -> tuple[backbones.Backbone, float]:
+    """A transformer for the classroom (8 x 8 images, patches of 2, 4 blocks of width 48), pre-trained on the spot.
+
+    Its head is new, drawn by ``seed``. With it the seconds that pre-training took, once per process.
+    """
+    model, seconds = _small(name, classes)
+    model = deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.reset_classifier(classes)
+    half = (0.5, 0.5, 0.5)
+    return backbones.Backbone("small", model, (8, 8), (8, 8), half, half, "pre-trained on the spot"), seconds
+
+
+@cache
+def _small(name: str, classes: int) -> tuple[nn.Module, float]:
+    from timm.models.vision_transformer import VisionTransformer
+
+    before = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VisionTransformer(
+            img_size=8, patch_size=2, embed_dim=48, depth=4, num_heads=4, mlp_ratio=2, num_classes=classes
+        ).eval()
+    data = _load(name, 8, "")
+    rows = data.part("pretraining")
+    inputs = (data.inputs[rows].float() - 127.5) / 127.5
+    trained = train(
+        dict(model.named_parameters()),
+        lambda parameters, batch: functional_call(model, parameters, (batch[0],))[None],
+        lambda logits, label, group: cross_entropy(logits, label).mean(-1),
+        batch=lambda index: (inputs[index], data.label[rows][index], data.group[rows][index]),
+        n=len(rows),
+        order_seeds=[0],
+        optimiser_name="adam",
+        learning_rate=0.001,
+        epochs=15,
+        batch_size=32,
+    )
+    model.load_state_dict(trained)
+    return model, time.perf_counter() - before
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+class Training:
+    """Minimises eq. 1, and evaluates on the validation part after every epoch."""
+
+    def __init__(self, network: Network, run: Run, data: datasets.GroupedData):
+        self.network, self.run, self.data = network, run, data
+        self.rows = data.part("training")
+        label, attribute = data.label[self.rows], data.group[self.rows]
+        group, self.groups = penalty_groups(
+            label, attribute, by=run.groups, classes=len(data.label_names), attributes=len(data.group_names)
+        )
+        self.label, self.group = label.to(network.device), group.to(network.device)
+        self.curve: list[Cells] = []
+
+    def batch(self, index: Tensor) -> Batch:
+        """Of ``index [1, m]``; its group is the one that the penalty compares."""
+        inputs = self.network.prepare(self.data.inputs[self.rows[index[0]]])[None]
+        index = index.to(self.network.device)
+        return inputs, self.label[index], self.group[index]
+
+    def objective(self, logits: Tensor, label: Tensor, group: Tensor) -> Tensor:
+        return variance_penalised_loss(logits, label, group=group, groups=self.groups, lam=self.run.penalty)
+
+    def after_epoch(self, parameters: Parameters) -> None:
+        self.curve.append(Cells.of(self.network.scores(parameters, self.data, "validation"), self.data, "validation"))
+
+    def train(self) -> Parameters:
+        return train(
+            self.network.trained,
+            self.network.forward,
+            self.objective,
+            batch=self.batch,
+            n=len(self.rows),
+            order_seeds=[self.run.order_seed],
+            optimiser_name="adamw",
+            learning_rate=self.run.learning_rate,
+            epochs=self.run.epochs,
+            batch_size=self.run.batch_size,
+            weight_decay=self.run.weight_decay,
+            after_epoch=self.after_epoch,
+        )
+
+
+@dataclass(frozen=True)
+class Cells:
+    """How a classifier does on one split and on its cells group x class."""
+
+    scores: Tensor  # [n, k]
+    accuracy: float
+    loss: float  # mean, and by cell:
+    cell_loss: list[list[float | None]]  # [groups][classes], None for an empty cell
+    worst: float  # smallest accuracy over the cells that have an example
+
+    @classmethod
+    def of(cls, scores: Tensor, data: datasets.GroupedData, split: str) -> "Cells":
+        index = data.part(split)
+        label, group = data.label[index], data.group[index]
+        classes, groups = len(data.label_names), len(data.group_names)
+        loss = cross_entropy(scores, label).double()
+        counts = group_counts(scores.argmax(-1), label, group=group, classes=classes, groups=groups)
+        size, right = counts.sum(-1), counts.diagonal(dim1=-2, dim2=-1)
+        total = torch.zeros(groups * classes, dtype=torch.float64).scatter_add(0, group * classes + label, loss)
+        means = (total.reshape(groups, classes) / size).tolist()
+        return cls(
+            scores=scores,
+            accuracy=float(right.sum() / size.sum()),
+            loss=float(loss.mean()),
+            cell_loss=[[None if math.isnan(value) else float(f"{value:.6g}") for value in row] for row in means],
+            worst=float((right / size)[size > 0].min()),
+        )
