@@ -121,11 +121,13 @@ def table(study: Study, name: str, profile: Profile = "paper", as_json: Json = F
         [row["row"], row["column"], row["data"], report.plain(row["published"]), report.plain(row["ours"])]
         for row in rows
     ]
+    backbones = sorted({row["ours"]["backbone"] for row in rows if row["ours"] and "backbone" in row["ours"]})
     _print_table(
         report.title(study, name),
         ["row", "column", "data", "published", "ours"],
         shown,
-        caption="mean ± standard deviation over runs; '-': not given, or not run here",
+        caption="mean ± standard deviation over runs; '-': not given, or not run here"
+        + (f"; ours: {', '.join(backbones)}" if backbones else ""),
     )
 
 

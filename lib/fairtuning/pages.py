@@ -202,9 +202,11 @@ def paper_table(study: str, name: str, *, data: str, profile: str = "paper", fou
     arxiv = papers.load_published(study)["paper"]["arxiv"]
     stars = ", ★ lowest of its column" if any(value is not None for value in best.values()) else ""
     command = f"fairtuning run {study} --profile {profile} --only {entry['slug']}"
+    backbones = sorted({cell["ours"]["backbone"] for cell in cells if cell["ours"] and "backbone" in cell["ours"]})
     caption = (
         f"arXiv {arxiv}, {entry['item']}: the paper's numbers and ours (profile {profile}, data "
-        f"{found.data_name if found else data}; mean ± standard deviation over {_seeds(cells)}{stars}). "
+        f"{', '.join([found.data_name if found else data, *backbones])}; mean ± standard deviation over "
+        f"{_seeds(cells)}{stars}). "
         f"Each of our numbers leads to its records. Make them again: <code>{command}</code>"
     )
     return Table(header, shown, caption=caption)

@@ -67,6 +67,7 @@ def ours(module: ModuleType, found: Results | None, name: str, row: str, column:
     except MissingRuns:
         return None
     n = 0 if cell.exact else len(cell.values)
+    backbone = getattr(cell, "backbone", "")
     return {
         "mean": float(cell.values.mean()),
         "spread": float(cell.values.std()) if n > 1 else None,
@@ -74,7 +75,7 @@ def ours(module: ModuleType, found: Results | None, name: str, row: str, column:
         "profile": profile,
         "data": found.data_name,
         "records": list(cell.records),
-    }
+    } | ({"backbone": backbone} if backbone else {})
 
 
 def table(study: str, name: str, *, profile: str = "paper", found: Results | None = None) -> list[dict[str, Any]]:
@@ -145,10 +146,14 @@ def _state(study: str, entry: dict[str, Any], data: str | None, profile: str) ->
     if entry["slug"] not in module.LABELS:
         return "not yet", "no runs are defined for it yet"
     found = _available(study, profile)
-    absent = [label for label in module.LABELS[entry["slug"]] if found is None or label not in found.runs]
-    if absent:
+    offered = getattr(module, "offered", lambda label, profile: True)
+    wanted = [label for label in module.LABELS[entry["slug"]] if offered(label, profile)]
+    absent = [label for label in wanted if found is None or label not in found.runs]
+    if absent or not wanted:
+        absent = absent or module.LABELS[entry["slug"]]
         return "not yet", f"no records of {', '.join(absent[:3])}{' …' if len(absent) > 3 else ''}"
-    return "reproduced", entry.get("note", "")
+    left_out = module.left_out(entry["slug"], profile) if hasattr(module, "left_out") else ""
+    return ("not yet", left_out) if left_out else ("reproduced", entry.get("note", ""))
 
 
 # --------------------------------------------------------------------------------------------------------------- text
@@ -170,5 +175,5 @@ def plain(cell: dict[str, Any] | None) -> str:
     mean, spread = cell["mean"], cell["spread"]
     if cell["n"] in (0, None) and spread is None and float(mean).is_integer():
         return f"{int(mean):,}"
-    digits = 2 if abs(mean) >= 1 else 3 if mean == 0 or abs(mean) >= 0.005 else 4
+    digits = 2 if abs(mean) >= 1 else 3 if mean == 0 or abs(mean) >= 0.005 else 4 if abs(mean) >= 0.001 else 5
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")

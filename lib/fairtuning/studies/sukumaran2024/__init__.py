@@ -11,16 +11,17 @@ from fairtuning.studies.sukumaran2024.configuration import (
     Run,
     configuration,
     key,
+    offered,
     plan,
     resolve,
     seeded,
     selected,
     units,
 )
-from fairtuning.studies.sukumaran2024.tables import CELLS, METRIC, cell, quantities, results
+from fairtuning.studies.sukumaran2024.tables import CELLS, METRIC, cell, left_out, quantities, results
 from fairtuning.studies.sukumaran2024.work import work
 
 __all__ = [
-    "CELLS", "LABELS", "METRIC", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "plan",
-    "quantities", "resolve", "results", "seeded", "selected", "units", "work",
+    "CELLS", "LABELS", "METRIC", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "left_out", "offered",
+    "plan", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

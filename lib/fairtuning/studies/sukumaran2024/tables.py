@@ -2,20 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from fairtuning.analysis import MissingRuns, Results
-from fairtuning.runs import Store
+from fairtuning.runs import Record, Store
 from fairtuning.statistics import Effect
 from fairtuning.studies.sukumaran2024.configuration import (
     LABELS,
     NAME,
     PROFILES,
-    digest,
-    key,
+    RANKS,
+    Run,
+    key_with,
     label_seeds,
     offered,
+    published_digest,
     resolve,
     seeded,
     selected,
@@ -29,15 +33,25 @@ METRIC = {
     "F1 diff": ("class_f1_gap", 100.0),
     "EOD max": ("equalized_odds_one_vs_rest_max", 100.0),
 }
+#: What a backbone of a run is called beside our numbers.
+BACKBONES = {
+    "clip": "CLIP ViT-B/32",
+    "dino": "DINO ViT-B/16",
+    "vit": "ViT-B/16",
+    "vit-tiny": "ViT-Tiny/16",
+    "small": "a small ViT of the classroom",
+}
 
 
 @dataclass(frozen=True)
 class Ours:
-    """Our value of one cell: one number per seed, or one number (``exact``), and the records it comes from."""
+    """Our value of one cell: one number per seed, or one number (``exact``), the records it comes from, and on which
+    backbone: the rows of ViT hold whatever backbone comes first in the profile."""
 
-    values: torch.Tensor
+    values: Tensor
     records: tuple[str, ...] = ()
     exact: bool = False
+    backbone: str = ""
 
 
 def results(
@@ -50,43 +64,91 @@ def results(
 ) -> Results:
     """What ``store`` holds for ``labels`` (default: all) on one data set of the profile (default: its first).
 
-    A label counts as present when all its seeds are.
+    A label counts as present when all its seeds are. The data itself is not needed: where no digest of it is published,
+    the records say which they were made of.
     """
-    nothing = MissingRuns(
-        f"missing runs: {NAME} has no records in profile {profile}; `fairtuning run {NAME}` makes them"
-    )
-    if not store.records:  # and perhaps no data, whose digest would be part of their keys
-        raise nothing
-    data = data or next(iter(PROFILES[profile]["data"]))
+    first = next(iter(PROFILES[profile]["data"]))
+    data = data or first
     seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
     wanted = labels if labels is not None else [label for found in LABELS.values() for label in found]
-    found, split = {}, "test"
+    recorded = {_place(record["configuration"]): record["data"]["digest"] for record in store.records.values()}
+
+    def lookup(run: Run) -> Record | None:
+        digest = published_digest(run.data, run.size, run.edition) or recorded.get(_place(vars(run)))
+        return store.records.get(key_with(run, digest)) if digest else None
+
+    found: dict[str, list[Record]] = {}
     for label in dict.fromkeys(wanted):
-        if not offered(label, profile) or (resolve(label).data or next(iter(PROFILES[profile]["data"]))) != data:
-            continue
-        run, _ = selected(label, profile, lambda run: store.records.get(key(run)))
-        records = [store.records.get(key(seeded(run, seed))) for seed in range(label_seeds(label, profile, seeds))]
-        if all(record is not None for record in records):
-            found[label] = records
-    settings = PROFILES[profile]["data"][data]
-    examples = store.examples.get(f"{digest(data, settings['size'], settings.get('edition', ''))[:16]}-{split}")
-    if examples is None or not found:
-        raise nothing
-    return Results(found, examples)
+        if offered(label, profile) and (resolve(label).data or first) == data:
+            run, _ = selected(label, profile, lookup)
+            records = [lookup(seeded(run, seed)) for seed in range(label_seeds(label, profile, seeds))]
+            if all(record is not None for record in records):
+                found[label] = records
+    if not found:
+        raise MissingRuns(
+            f"missing runs: {NAME} has no records in profile {profile}; `fairtuning run {NAME}` makes them"
+        )
+    digest = next(iter(found.values()))[0]["data"]["digest"]
+    return Results(found, store.examples[f"{digest[:16]}-test"])
+
+
+def _place(configuration: dict) -> tuple:
+    return tuple(configuration[name] for name in ("data", "size", "edition"))
+
+
+def left_out(slug: str, profile: str) -> str:
+    """What of a table or figure a profile has no runs for, in words; "" where it has them all."""
+    absent = [resolve(label) for label in LABELS[slug] if not offered(label, profile)]
+    backbones = dict.fromkeys(BACKBONES[named.backbone] for named in absent if named.backbone)
+    ranks = dict.fromkeys(f"r={named.rank}" for named in absent if named.rank)
+    if not absent:
+        return ""
+    settings = PROFILES[profile]
+    size = next(iter(settings["data"].values()))["size"]
+    scale = f"{BACKBONES[settings['backbones'][0]]} at {size} px"
+    return f"only {scale} (profile {profile}); not run: {', '.join([*backbones, *ranks])}"
 
 
 # -------------------------------------------------------------------------------------------------------------- cells
-def _rows(results: Results, row: str, column: str) -> Ours:
-    """Rows are "CLIP LoRA", "ViT FairFFT" ...; the profile's first backbone stands in the rows of ViT."""
-    if column not in METRIC:
-        raise MissingRuns(f"missing runs: {column}")
-    backbone, method = row.split()
-    label = method if backbone == "ViT" else f"{method}/{backbone.lower()}"
+def _ours(results: Results, label: str, values: Tensor) -> Ours:
+    records = results.records(label)
+    made_by = records[0]["configuration"]
+    name = f"{BACKBONES.get(made_by['backbone'], made_by['backbone'])} at {made_by['size']} px"
+    return Ours(values, tuple(record["key"] for record in records), backbone=name)
+
+
+def _label(row: str) -> str:
+    """The label of a row: LoRA/clip/r=8 of "CLIP LoRA r=8". The profile's first backbone is in the rows of ViT."""
+    backbone, method, *rank = row.split()
+    return "/".join([method, *([] if backbone == "ViT" else [backbone.lower()]), *rank])
+
+
+def _percent(results: Results, row: str, column: str) -> Ours:
+    label = _label(row)
+    if column == "Sensitive Acc":
+        return _ours(results, label, 100 * attribute_agreement(results.counts(label)))
     metric, factor = METRIC[column]
-    return Ours(factor * results.values(label, metric), tuple(record["key"] for record in results.records(label)))
+    return _ours(results, label, factor * results.values(label, metric))
 
 
-CELLS: dict[str, Callable[[Results, str, str], Ours]] = {"table2": _rows, "table3": _rows}
+def _fraction(results: Results, row: str, column: str) -> Ours:
+    label = _label(row)
+    return _ours(results, label, results.values(label, METRIC[column][0]))
+
+
+def _figure12(results: Results, row: str, column: str) -> Ours:
+    """Rows are methods; the numbers are those of ViT."""
+    if column == "loss variance":
+        return _ours(results, row, class_loss_variance(results, row))
+    return _fraction(results, f"ViT {row}", column)
+
+
+CELLS: dict[str, Callable[[Results, str, str], Ours]] = {
+    "table2": _percent,
+    "table3": _percent,
+    "figure12": _figure12,
+    "ranks": _fraction,
+}
 
 
 def cell(results: Results, slug: str, row: str, column: str) -> Ours:
@@ -100,9 +162,51 @@ def cell(results: Results, slug: str, row: str, column: str) -> Ours:
 def quantities(results: Results) -> dict[str, Callable[..., Effect]]:
     """The functions that claims/sukumaran2024.yaml names."""
     return {
-        "value": lambda metric, of: results.effect(of, metric),
         "difference": lambda metric, of, minus: results.effect(of, metric, minus=minus),
+        "log_loss_variance_ratio": partial(log_loss_variance_ratio, results),
+        "rank_range": partial(rank_range, results),
     }
 
 
-__all__ = ["CELLS", "METRIC", "Ours", "cell", "quantities", "results"]
+def attribute_agreement(counts: Tensor) -> Tensor:
+    """Share of examples whose predicted class has the number of their attribute, of counts ``[..., G, C, C]``.
+
+    Our reading of the paper's "sensitive accuracy", for two classes and two backgrounds: landbird goes with land,
+    waterbird with water. Where the attributes are balanced it is (1 + demographic parity difference) / 2.
+    """
+    if counts.shape[-3] != counts.shape[-1]:
+        raise MissingRuns("missing runs: sensitive accuracy needs as many attributes as classes")
+    return counts.sum(-2).diagonal(dim1=-2, dim2=-1).sum(-1) / counts.sum((-3, -2, -1))
+
+
+def class_loss_variance(results: Results, label: str) -> Tensor:
+    """Population variance over the classes of their mean test loss, ``[seeds]``; eq. 1's penalty is C times this."""
+    size = torch.zeros(results.groups, results.classes, dtype=torch.float64)
+    size.index_put_((results.group, results.label), torch.ones(len(results.label), dtype=torch.float64), True)
+    found = []
+    for record in results.records(label):
+        cells = torch.tensor([[value or 0.0 for value in row] for row in record["cell_loss"]["test"]])
+        found.append(((cells.double() * size).sum(0) / size.sum(0)).var(correction=0))
+    return torch.stack(found)
+
+
+def log_loss_variance_ratio(results: Results, of: str, over: str) -> Effect:
+    """log of the ratio of two class loss variances, by seed; its interval is over seeds alone."""
+    ratio = class_loss_variance(results, of) / class_loss_variance(results, over)
+    return Effect(by_seed=ratio.log(), resampled=None)
+
+
+def rank_range(results: Results, metric: str, of: str, minus: str) -> Effect:
+    """Largest minus smallest value of a metric over the paper's ranks, of one method less that of another, by seed."""
+
+    def values(method: str, function: Callable[[str, str], Tensor]) -> Tensor:
+        found = torch.stack([function(f"{method}/r={rank}", metric) for rank in RANKS])
+        return found.amax(0) - found.amin(0)
+
+    return Effect(
+        by_seed=values(of, results.values) - values(minus, results.values),
+        resampled=values(of, results.resampled) - values(minus, results.resampled),
+    )
+
+
+__all__ = ["CELLS", "METRIC", "Ours", "cell", "left_out", "quantities", "results"]

@@ -1,0 +1,483 @@
+"""The study of arXiv 2410.17358: labels, selection, what a run does, claims; its profile `paper` end to end, tiny."""
+
+import csv
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import replace
+from importlib import import_module
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fairtuning import FairtuningError, adapters, claims, papers, report, runs
+from fairtuning.analysis import MissingRuns, Results
+from fairtuning.datasets import waterbirds
+from fairtuning.metrics import METRICS
+from fairtuning.runs import pack, unpack
+from fairtuning.studies import sukumaran2024
+from fairtuning.studies.sukumaran2024 import tables
+from fairtuning.studies.sukumaran2024.configuration import (
+    FOUR,
+    LABELS,
+    PROFILES,
+    RANKS,
+    Run,
+    best,
+    key,
+    label_seeds,
+    offered,
+    plan,
+    resolve,
+    seeded,
+    selected,
+)
+
+# the package's own "work" and "configuration" are functions
+work, configuration = (import_module(f"fairtuning.studies.sukumaran2024.{name}") for name in ("work", "configuration"))
+ALL = list(dict.fromkeys(label for found in LABELS.values() for label in found))
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+@pytest.mark.parametrize(
+    "label, expected",
+    [
+        ("LoRA", dict(method="lora", penalty=0.0, groups="class")),
+        ("FairLoRA", dict(method="lora", penalty=None)),
+        ("FFT", dict(method="full", penalty=0.0)),
+        ("FairFFT", dict(method="full", penalty=None)),
+        ("FairLoRA/lambda=10", dict(penalty=10.0)),
+        ("FairLoRA/groups=cell", dict(penalty=None, groups="class x attribute")),
+        ("FairFFT/groups=background", dict(method="full", groups="attribute")),
+    ],
+)
+def test_a_label_names_a_run(label, expected):
+    run = resolve(label).run
+    assert {name: getattr(run, name) for name in expected} == expected
+
+
+def test_what_a_label_leaves_to_the_profile():
+    named = resolve("FairLoRA/dino/r=8/R1/waterbirds")
+    assert (named.backbone, named.rank, named.rule, named.data) == ("dino", 8, "R1", "waterbirds")
+    assert resolve("LoRA") == configuration.Named(Run())
+    assert offered("LoRA", "compact") and offered("LoRA/clip", "paper") and not offered("LoRA/clip", "compact")
+    assert offered("LoRA/r=128", "compact") and not offered("LoRA/r=128", "classroom")
+    assert (label_seeds("LoRA", "compact", 5), label_seeds("LoRA/r=8", "compact", 5)) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    "label, words",
+    [
+        ("lora", "unknown run label 'lora'; allowed: LoRA, FairLoRA, FFT, FairFFT"),
+        ("LoRA/r=0", "unknown modifier 'r=0'"),
+        ("LoRA/r=many", "unknown modifier 'r=many'"),
+        ("LoRA/lambda=1", "unknown modifier 'lambda=1'"),
+        ("FairLoRA/lambda=-1", "unknown modifier 'lambda=-1'"),
+        ("FairLoRA/groups=race", "'FairLoRA/groups=race'; allowed: r=N, lambda=X"),
+        ("LoRA/groups=cell", "unknown modifier"),
+        ("LoRA/R1", "unknown modifier"),
+        ("FairLoRA/R3", "unknown modifier"),
+        ("FFT/r=8", "only LoRA and FairLoRA have one"),
+        ("LoRA/resnet", "unknown modifier 'resnet'"),
+    ],
+)
+def test_an_unknown_label_is_one_line(label, words):
+    with pytest.raises(FairtuningError) as error:
+        resolve(label)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_label_resolves_and_some_profile_has_it():
+    assert all(any(offered(label, profile) for profile in PROFILES) for label in ALL)
+    with pytest.raises(FairtuningError, match="'LoRA/clip' is not offered in profile compact"):
+        selected("LoRA/clip", "compact", lambda run: None)
+    for profile, seeds, words in (("huge", 1, "profile is 'huge'"), ("compact", 0, "seeds is 0")):
+        with pytest.raises(FairtuningError, match=words):
+            next(plan(profile, ["LoRA"], seeds, lambda run: None))
+
+
+# ----------------------------------------------------------------------------------------------------------- selection
+def validated(accuracy, worst):
+    return {"key": "", "accuracy": {"validation": accuracy}, "worst": {"validation": worst}}
+
+
+def test_rules_r1_and_r2():
+    """R1: accuracy. R2: worst group, among those within a point of the highest accuracy; the first of equals."""
+    found = {0.1: (0.950, 0.20), 1.0: (0.945, 0.40), 10.0: (0.940, 0.40), 100.0: (0.9399, 0.90)}
+    runs_ = [Run(penalty=penalty) for penalty in found]
+    lookup = lambda run: validated(*found[run.penalty])  # noqa: E731
+    assert best(runs_, lookup, rule="R1").penalty == 0.1
+    assert best(runs_, lookup, rule="R2").penalty == 1.0
+    assert best(runs_[:3], lambda run: validated(0.9, 0.5), rule="R2") is runs_[0]
+    assert best(runs_[:3], lambda run: validated(0.9, 0.5), rule="R1") is runs_[0]
+    assert best(runs_, lambda run: None) is None
+    # over two seeds the means decide
+    luck = lambda run: validated(0.9 + (0.05 if run.penalty == 0.1 and run.seed == 0 else 0.03), 0.5)  # noqa: E731
+    assert best(runs_[:2], luck, rule="R1", seeds=1).penalty == 0.1
+    worse = lambda run: validated(0.9 - (0.2 * run.seed if run.penalty == 0.1 else 0), 0.5)  # noqa: E731
+    assert best(runs_[:2], worse, rule="R1", seeds=2).penalty == 1.0
+
+
+def test_selection_is_of_the_rate_then_of_lambda():
+    def lookup(run):
+        assert run.evaluate == "validation" and run.rank == PROFILES["compact"]["rank"] and run.seed == 0
+        if run.penalty == 0:
+            return validated({0.0003: 0.90, 0.001: 0.93, 0.003: 0.91}[run.learning_rate], 0.9)
+        assert run.learning_rate == 0.001
+        return validated({0.1: 0.935, 1.0: 0.93, 10.0: 0.90}[run.penalty], {0.1: 0.2, 1.0: 0.5, 10.0: 0.8}[run.penalty])
+
+    for label, penalty in (("LoRA", 0), ("FairLoRA", 1.0), ("FairLoRA/R1", 0.1), ("FairLoRA/lambda=7", 7.0)):
+        run, searches = selected(label, "compact", lookup)
+        assert (run.learning_rate, run.penalty, run.evaluate, run.rank) == (0.001, penalty, "test", 16)
+        assert len(searches) == (2 if label in ("FairLoRA", "FairLoRA/R1") else 1)
+    run, _ = selected("FairLoRA/r=64/groups=cell", "compact", lookup)
+    assert (run.rank, run.groups, run.penalty) == (64, "class x attribute", 1.0)
+
+
+def test_phases_and_their_runs():
+    store = {}
+    phases = []
+    for phase in plan("compact", ["LoRA", "FairLoRA", "LoRA/r=8", "LoRA/clip"], 5, store.get):
+        phases.append(phase)
+        store |= {run: validated(0.9, 0.5) for run in phase}
+    assert [len(phase) for phase in phases] == [3, 3, 13]  # rates; lambdas; 5 + 5 seeds, 3 of the rank
+    assert {run.evaluate for run in phases[0] + phases[1]} == {"validation"}
+    assert {run.evaluate for run in phases[2]} == {"test"}
+
+
+# ----------------------------------------------------------------------------------------------------- what a run does
+def small(label, **changes):
+    """A classroom run, cut short."""
+    run, _ = selected(label, "classroom", lambda run: None)
+    return seeded(replace(run, **{"epochs": 2} | changes), changes.get("seed", 0))
+
+
+def record_of(run):
+    found = {line["kind"]: line for line in sukumaran2024.work([run])}
+    assert set(found) == {"environment", "examples", "record"}
+    return found["record"]
+
+
+def results_part(record):
+    """What is a result of the run: not its key, configuration, environment or time."""
+    return {name: record[name] for name in record if name not in ("key", "configuration", "environment", "seconds")}
+
+
+@pytest.mark.parametrize("fair, plain", [("FairLoRA", "LoRA"), ("FairFFT", "FFT")])
+def test_without_strength_the_penalty_changes_nothing(fair, plain):
+    """lambda = 0 of any groups is the plain method bit for bit under one seed."""
+    expected = results_part(record_of(small(plain)))
+    none = small(f"{fair}/lambda=0")
+    assert none == small(plain)  # the very same run, and key
+    assert results_part(record_of(replace(none, groups="class x attribute"))) == expected
+    assert results_part(record_of(replace(none, penalty=1.0))) != expected
+
+
+GOLDEN = {  # two epochs: accuracy, loss and worst cell on the 826 test images, trained numbers
+    "LoRA": (0.359564, 2.2642317, 0.0, 3562),
+    "FairLoRA/lambda=1": (0.049637, 2.3343794, 0.0, 3562),
+    "FairLoRA/lambda=1/groups=cell": (0.027845, 2.3550067, 0.0, 3562),
+    "FFT": (0.323245, 2.1563575, 0.0, 77914),
+}
+
+
+def test_golden_numbers():
+    """If these move, so has the meaning of committed records: raise the method's version."""
+    for label, golden in GOLDEN.items():
+        record = record_of(small(label))
+        found = record["accuracy"]["test"], record["loss"]["test"], record["worst"]["test"], record["parameters"]
+        assert found == pytest.approx(golden, abs=2e-5), label
+
+
+def test_a_record_tells_what_its_predictions_say():
+    run = small("LoRA")
+    data = work._load("digits", 8, "")
+    record = record_of(run)
+    index = data.part("test")
+    label, group = data.label[index].numpy(), data.group[index].numpy()
+    right = unpack(record["predictions"]["test"]) == label
+    cells = [[right[(group == g) & (label == c)].mean() for c in range(10)] for g in range(2)]
+    assert record["accuracy"]["test"] == pytest.approx(right.mean(), abs=1e-6)
+    assert record["worst"]["test"] == pytest.approx(np.min(cells), abs=1e-6)
+    share = np.array([[((group == g) & (label == c)).mean() for c in range(10)] for g in range(2)])
+    assert (share * record["cell_loss"]["test"]).sum() == pytest.approx(record["loss"]["test"], rel=1e-5)
+    assert len(record["history"]) == len(record["curve"]["worst"]) == len(record["curve"]["loss"]) == run.epochs
+    assert record["parameters"] == 4 * run.rank * (48 + 3 * 48) + 48 * 10 + 10
+    assert sukumaran2024.configuration(record) == run and record["key"] == key(run)
+
+
+def test_out_of_memory_says_what_to_lower(monkeypatch):
+    def full(self):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(work.Training, "train", full)
+    with pytest.raises(runs.RunError, match="out of memory at batch_size 32, size 8; lower one of them"):
+        record_of(small("LoRA"))
+
+
+def test_a_rank_above_the_layer_is_one_line():
+    with pytest.raises(adapters.AdapterError, match="rank is 100; .* allows 1 to 48"):
+        record_of(replace(small("LoRA"), rank=100))
+
+
+# ------------------------------------------------------------------------------------ profile `paper`, end to end, tiny
+def birds():
+    """A tiny Waterbirds in the official layout: each (label, background) three times in each part."""
+    rng = np.random.default_rng(0)
+    lines, members = ["img_id,img_filename,y,split,place,place_filename"], {}
+    cells = [(y, split, place) for split in range(3) for y in range(2) for place in range(2) for _ in range(3)]
+    for i, (y, split, place) in enumerate(cells):
+        name = f"{i % 3 + 1:03d}.Bird/Bird_{i:04d}.jpg"
+        lines.append(f"{i},{name},{y},{split},{place},/l/lake/{i}.jpg")
+        pixels = (rng.integers(0, 100, (40, 50, 3)) + 150 * np.array([place, y, 1])).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(file := io.BytesIO(), "JPEG")
+        members[name] = file.getvalue()
+    assert next(csv.reader([lines[0]]))[1] == "img_filename"
+    members["metadata.csv"] = "\n".join(lines).encode()
+    with tarfile.open(fileobj=(file := io.BytesIO()), mode="w:gz") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(f"waterbirds_v1.0/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
+def forget():
+    for cached in (configuration.digest, configuration.published_digest, configuration.key, work._load):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def paper(folders, monkeypatch):
+    """The profile `paper` on the processor, its three backbones much reduced, its images those of ``birds``."""
+    folder = folders / "mirror" / "waterbirds"
+    folder.mkdir(parents=True)
+    content = birds()
+    (folder / "waterbirds_v1.0.tar.gz").write_bytes(content)
+    entry = {"file": "waterbirds/waterbirds_v1.0.tar.gz", "sha256": hashlib.sha256(content).hexdigest()}
+    (folder.parent / "MANIFEST.json").write_text(json.dumps([entry | {"edition": "official"}]))
+    monkeypatch.setenv("FAIRTUNING_MIRROR", str(folder.parent))
+    monkeypatch.setattr(waterbirds, "COUNTS", dict.fromkeys(waterbirds.SPLITS, (3, 3, 3, 3)))
+    settings = {"device": "cpu", "precision": "float32", "weights": "random", "batch_size": 8}
+    tiny = {
+        "seeds": 2,
+        "data": {"waterbirds": {"size": 32, "edition": "official", "epochs": 1}},
+        "rates": {"lora": (0.001, 0.003), "full": (0.0001,)},
+        "penalties": (0.1, 10.0),
+        "rank": 4,
+        "settings": settings,
+    }
+    monkeypatch.setitem(PROFILES, "paper", PROFILES["paper"] | tiny)
+    load = work.backbones.load
+
+    def reduce(name, **options):
+        assert name in ("vit", "dino", "clip") and options["size"] == (32, 32) and options["weights"] == "random"
+        backbone = load("vit_tiny_patch16_224", **options)
+        backbone.model.blocks = backbone.model.blocks[:2]
+        return backbone
+
+    monkeypatch.setattr(work.backbones, "load", reduce)
+    forget()
+    yield PROFILES["paper"]
+    forget()
+
+
+def test_the_profile_paper_end_to_end(paper, folders, monkeypatch):
+    labels = LABELS["table2"]
+    how = dict(profile="paper", progress=False)
+    assert len(labels) == 12 and all(offered(label, "paper") for label in labels)
+    assert report.coverage(profile="paper")  # nothing is here yet: neither records nor images
+    assert not (folders / "data").exists()
+
+    expected = runs.cost(sukumaran2024, labels, profile="paper")["missing"]
+    assert expected == 3 * (2 + 2 + 2) + 3 * 4 * 2  # per backbone: LoRA's rates, lambda for each Fair one; seeds
+
+    # stopped after 11 runs, and gone on with: nothing is lost, nothing is computed twice
+    done, one = [], sukumaran2024.work
+
+    def stopping(unit):
+        if len(done) == 11:
+            raise KeyboardInterrupt
+        done.append(unit)
+        return one(unit)
+
+    module = SimpleNamespace(
+        **{name: getattr(sukumaran2024, name) for name in sukumaran2024.__all__} | {"work": stopping}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        runs.ensure(module, labels, **how)
+    store = runs.Store.of("sukumaran2024", "paper")
+    assert len(store.records) == 11
+    before = store.path.read_bytes()
+    module.work = lambda unit: done.append(unit) or one(unit)
+    store = runs.ensure(module, labels, **how)
+    assert len(store.records) == len(done) == len({run for unit in done for run in unit}) == expected
+    assert store.path.read_bytes().startswith(before)
+    again = store.records[key(done[0][0])]
+    assert results_part(record_of(done[0][0])) == results_part(again)
+
+    # from here on only records are needed
+    (folders / "data").rename(folders / "elsewhere")
+    monkeypatch.delenv("FAIRTUNING_MIRROR")
+    forget()
+    found = sukumaran2024.results(store, "paper")
+    assert {"LoRA", "FairFFT/clip"} <= set(found.runs) and "LoRA/r=8" not in found.runs
+    rows = report.table("sukumaran2024", "table2", profile="paper")
+    assert len(rows) == 48 and all(row["ours"]["n"] == 2 and len(row["ours"]["records"]) == 2 for row in rows)
+    assert {row["ours"]["backbone"] for row in rows if row["row"].startswith("CLIP")} == {"CLIP ViT-B/32 at 32 px"}
+    assert {row["ours"]["backbone"] for row in rows if row["row"].startswith("ViT")} == {"ViT-B/16 at 32 px"}
+    state = states("paper")
+    assert state["Table 2"][0] == state["Table 3"][0] == state["Figure 12"][0] == "reproduced"
+    assert state["Figures 5, 9 and 10"] == ("not yet", "no records of LoRA/r=8, FairLoRA/r=8, LoRA/r=16 …")
+    verdicts = {v.id: v for v in report.verdicts("sukumaran2024", profile="paper") if v.data == "waterbirds"}
+    assert verdicts["P2-C2"].verdict == "not yet" or "fewer than 5 seeds (2)" in verdicts["P2-C2"].reason
+    assert verdicts["P2-C13"].reason == "missing runs: FairLoRA/groups=cell"
+
+
+def states(profile):
+    return {
+        one["item"]: (one["state"], one["note"])
+        for one in report.coverage(profile=profile)
+        if one["paper"] == "sukumaran2024" and one["data"] == "waterbirds"
+    }
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_without_records_no_data_is_needed(folders, monkeypatch, profile):
+    monkeypatch.setattr("fairtuning.datasets.archives.find", None)
+    forget()
+    state = states(profile)
+    assert state["Table 2"][1].startswith("no records of LoRA, FairLoRA, FFT")
+    assert all(row["ours"] is None for row in report.table("sukumaran2024", "table2", profile=profile))
+    found = report.verdicts("sukumaran2024", profile=profile)
+    assert {verdict.verdict for verdict in found} == {"not yet", "not testable here"}
+
+
+# ---------------------------------------------------------------------------------------- from records to our numbers
+LABEL, GROUP = np.repeat([0, 0, 1, 1], 100), np.repeat([0, 1, 0, 1], 100)
+
+
+def planted(rights, *, seeds=5, losses=None):
+    """Results made by hand. rights: label -> how many of 100 are right in each cell (class, background), and seed."""
+    examples = {"key": "toy-test", "label": pack(LABEL, classes=2), "group": pack(GROUP, classes=2)}
+    examples |= {"group_names": ["land", "water"]}
+
+    def record(label, seed):
+        right = np.concatenate([np.arange(100) < count + seed for count in rights[label]])
+        prediction = np.where(right, LABEL, 1 - LABEL)
+        made_by = {"backbone": "vit-tiny", "size": 112}
+        found = {"key": f"{label}-{seed}", "data": {"name": "waterbirds"}, "configuration": made_by}
+        found["predictions"] = {"test": pack(prediction, classes=2)}
+        found["cell_loss"] = {
+            "test": [[value * (1 + seed / 10) for value in row] for row in (losses or {}).get(label, [])]
+        }
+        return found
+
+    return Results({label: [record(label, seed) for seed in range(seeds)] for label in rights}, examples, resamples=50)
+
+
+def test_cells():
+    found = planted({"LoRA": (90, 70, 20, 80), "LoRA/r=8": (90, 90, 90, 90)}, seeds=1)
+    cell = lambda slug, row, column: sukumaran2024.cell(found, slug, row, column)  # noqa: E731
+    accuracy = cell("table2", "ViT LoRA", "Acc")
+    assert accuracy.values.tolist() == [pytest.approx(65)] and accuracy.records == ("LoRA-0",)
+    assert accuracy.backbone == "ViT-Tiny/16 at 112 px"
+    assert cell("table2", "ViT LoRA", "Recall min").values.tolist() == [pytest.approx(50)]
+    assert cell("table3", "ViT LoRA", "EOD max").values.tolist() == [pytest.approx(60)]
+    # predicted class = background: 90 landbirds on land, 30 on water, 80 waterbirds on land, 80 on water
+    assert cell("table3", "ViT LoRA", "Sensitive Acc").values.tolist() == [
+        pytest.approx(100 * (90 + 30 + 80 + 80) / 400)
+    ]
+    parity = METRICS["demographic_parity_difference"].function(found.counts("LoRA"))
+    assert tables.attribute_agreement(found.counts("LoRA")).tolist() == pytest.approx(((1 + parity) / 2).tolist())
+    assert cell("figure12", "LoRA", "Acc").values.tolist() == [pytest.approx(0.65)]
+    assert cell("ranks", "ViT LoRA r=8", "F1 min").values.tolist() == [pytest.approx(0.9)]
+    for slug, row, column in (
+        ("table2", "CLIP LoRA", "Acc"),
+        ("table6", "ViT LoRA", "Acc"),
+        ("ranks", "DINO LoRA r=8", "Acc"),
+    ):
+        with pytest.raises(MissingRuns, match="missing runs"):
+            cell(slug, row, column)
+    with pytest.raises(MissingRuns, match="as many attributes as classes"):
+        tables.attribute_agreement(torch.ones(2, 10, 10))
+
+
+def test_class_loss_variance():
+    """Class means 0.2 and 0.6 of cells of equal size: variance 0.04; a quarter where losses are halved."""
+    losses = {"LoRA": [[0.1, 0.8], [0.3, 0.4]], "FairLoRA": [[0.05, 0.4], [0.15, 0.2]]}
+    found = planted({label: (90, 90, 50, 90) for label in losses}, losses=losses)
+    assert float(tables.class_loss_variance(found, "LoRA")[0]) == pytest.approx(0.04)
+    ratio = tables.log_loss_variance_ratio(found, "LoRA", "FairLoRA").by_seed
+    assert ratio.tolist() == pytest.approx([np.log(4)] * 5)
+
+
+def test_rank_range():
+    rights = {f"LoRA/r={rank}": (80 + rank // 16,) * 4 for rank in RANKS}
+    rights |= {f"FairLoRA/r={rank}": (80 + (rank == 32),) * 4 for rank in RANKS}
+    effect = sukumaran2024.quantities(planted(rights, seeds=3))["rank_range"]("accuracy", "LoRA", "FairLoRA")
+    assert effect.by_seed.tolist() == pytest.approx([0.07] * 3) and effect.resampled.shape == (50, 3)
+
+
+def test_coverage_tells_a_part_from_the_whole(monkeypatch):
+    """ViT-Tiny alone is not Tables 2 and 3, which have three backbones."""
+    found = planted({label: (90, 70, 20, 80) for label in ALL if offered(label, "compact")})
+    monkeypatch.setattr(report, "_available", lambda study, profile: found if study == "sukumaran2024" else None)
+    state = states("compact")
+    for item in ("Table 2", "Table 3"):
+        note = "only ViT-Tiny/16 at 112 px (profile compact); not run: CLIP ViT-B/32, DINO ViT-B/16"
+        assert state[item] == ("not yet", note)
+    assert state["Figure 12"][0] == state["Figures 5, 9 and 10"][0] == "reproduced"
+    rows = report.table("sukumaran2024", "table2", profile="compact", found=found)
+    assert {row["row"].split()[0] for row in rows if row["ours"]} == {"ViT"}
+    assert {row["ours"]["backbone"] for row in rows if row["ours"]} == {"ViT-Tiny/16 at 112 px"}
+    assert "r=64, r=128" in tables.left_out("ranks", "classroom")
+    assert all(tables.left_out(slug, "paper") == "" for slug in LABELS)
+
+
+# -------------------------------------------------------------------------------------------------------------- claims
+ARGUMENTS = {
+    "difference": {"metric", "of", "minus"},
+    "log_loss_variance_ratio": {"of", "over"},
+    "rank_range": {"metric", "of", "minus"},
+}
+
+
+def test_claims_are_well_formed():
+    loaded = claims.load("sukumaran2024")
+    assert [c.id for c in loaded] == [f"P2-C{i}" for i in range(1, 15)]
+    places = {item["item"] for item in papers.load_published("sukumaran2024")["items"]} | {"Method"}
+    for c in loaded:
+        assert c.place in places and c.origin in ("paper", "ours") and c.statement.endswith(".")
+        assert "waterbirds" in c.data and set(c.data) <= {"waterbirds", "geode", "aircraft"}
+        for data, entry in c.data.items():
+            assert bool(entry.parts) != bool(entry.state) and (entry.parts or entry.reason)
+            assert not entry.parts or data == "waterbirds"
+            for p in (*entry.parts, *entry.beside):
+                assert set(p.arguments) == ARGUMENTS[p.quantity], c.id
+                assert p.arguments.get("metric", "accuracy") in METRICS
+                for label in (p.arguments[name] for name in ("of", "minus", "over") if name in p.arguments):
+                    assert label in ALL or p.quantity == "rank_range", (c.id, label)
+
+
+def test_claims_with_planted_results():
+    """The penalty helps the worst group only where groups are class x background: P2-C13; P2-C10 does not hold."""
+    rights = {label: (90, 70, 20, 80) for label in ALL if offered(label, "compact")}
+    rights["FairLoRA/groups=cell"] = (85, 80, 70, 80)
+    losses = {label: [[0.1, 0.8], [0.3, 0.4]] for label in FOUR}
+    losses["FairLoRA"] = losses["FairFFT"] = [[0.2, 0.4], [0.2, 0.4]]
+    found = planted(rights, losses=losses)
+    verdicts = {
+        v.id: v
+        for v in claims.evaluate(claims.load("sukumaran2024"), sukumaran2024.quantities(found), profile="compact")
+        if v.data == "waterbirds"
+    }
+    assert verdicts["P2-C13"].verdict == "supported" and verdicts["P2-C4"].verdict == "supported"
+    assert verdicts["P2-C10"].verdict == "contradicted" and verdicts["P2-C1"].verdict == "supported"
+    assert verdicts["P2-C11"].verdict == "supported" and verdicts["P2-C2"].verdict == "contradicted"
+    assert verdicts["P2-C12"].verdict == verdicts["P2-C14"].verdict == "not testable here"
+    assert verdicts["P2-C7"].verdict == verdicts["P2-C8"].verdict == "not yet"
