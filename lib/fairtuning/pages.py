@@ -167,6 +167,19 @@ def record_link(study: str, records: Sequence[str], text: str) -> str:
     return f'<a href="../../book/records/{study}.html#run-{records[0]}">{text}</a>'
 
 
+class RecordsBehind:
+    """Links to the records of every run that a page's numbers come from, by label."""
+
+    def __init__(self, study: str, found: Results):
+        self.links = [
+            record_link(study, [record["key"] for record in records], html.escape(label))
+            for label, records in found.runs.items()
+        ]
+
+    def _repr_html_(self) -> str:
+        return f"<p>The numbers of this page come from the records of: {'; '.join(self.links)}.</p>"
+
+
 def paper_table(study: str, name: str, *, data: str, profile: str = "paper", found: Any = None) -> Table:
     """One table or figure of a paper: a row per row of the paper, two columns (paper, ours) per column of the paper.
 
