@@ -471,7 +471,8 @@ def test_cells(results):
             hit = ((prediction == c) & (truth == c)).sum()
             f1 += (truth == c).mean() * 2 * hit / ((prediction == c).sum() + (truth == c).sum())
         assert value == pytest.approx(100 - 100 * f1, abs=1e-9)
-    assert float(zhang2024.cell(results, "table1", "training", "adult").values) == 12287
+    census = datasets.load("census")  # Table 1 counts what the runs read
+    assert float(zhang2024.cell(results, "table1", "training", "adult").values) == len(census.part("training"))
     with pytest.raises(MissingRuns, match="Retrain"):
         zhang2024.cell(results, "table3", "Retrain", "Err")
 

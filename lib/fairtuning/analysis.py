@@ -25,9 +25,17 @@ class Results:
     labels and seeds (``statistics.resampled_counts``) and is drawn when an effect first needs it.
     """
 
-    def __init__(self, runs: Mapping[str, Sequence[Record]], examples: Record, *, resamples: int = 1000):
+    def __init__(
+        self,
+        runs: Mapping[str, Sequence[Record]],
+        examples: Record,
+        *,
+        sizes: Mapping[str, int] | None = None,
+        resamples: int = 1000,
+    ):
         self.runs = {label: list(records) for label, records in runs.items() if records}
         self.examples = examples
+        self.sizes = dict(sizes or {})  # examples of each split, where the store has them
         self.label = torch.from_numpy(unpack(examples["label"]).astype("int64"))
         self.group = torch.from_numpy(unpack(examples["group"]).astype("int64"))
         self.classes, self.groups = examples["label"]["classes"], len(examples["group_names"])

@@ -218,16 +218,15 @@ def paper_table(study: str, name: str, *, data: str, profile: str = "paper", fou
     backbones = sorted({cell["ours"]["backbone"] for cell in cells if cell["ours"] and "backbone" in cell["ours"]})
     caption = (
         f"arXiv {arxiv}, {entry['item']}: the paper's numbers and ours (profile {profile}, data "
-        f"{', '.join([found.data_name if found else data, *backbones])}; mean ± standard deviation over "
-        f"{_seeds(cells)}{stars}). "
+        f"{', '.join([found.data_name if found else data, *backbones])}; {_spread(cells)}{stars}). "
         f"Each of our numbers leads to its records. Make them again: <code>{command}</code>"
     )
     return Table(header, shown, caption=caption)
 
 
-def _seeds(cells: Sequence[dict]) -> str:
+def _spread(cells: Sequence[dict]) -> str:
     counts = {cell["ours"]["n"] for cell in cells if cell["ours"] and cell["ours"]["n"]}
-    return f"{max(counts)} seeds" if counts else "seeds"
+    return f"mean ± standard deviation over {max(counts)} seeds" if counts else "counted, not estimated"
 
 
 def _best(cells: Sequence[dict | None], source: str) -> dict | None:

@@ -57,12 +57,18 @@ def results(store: Store, profile: str, *, labels: Sequence[str] | None = None, 
         if all(record is not None for record in records):
             found[label] = records
             split = run.evaluate
-    examples = store.examples.get(f"{digest(PROFILES[profile]['data'])[:16]}-{split}")
+    prefix = f"{digest(PROFILES[profile]['data'])[:16]}-"
+    sizes = {
+        name.removeprefix(prefix): entry["label"]["n"]
+        for name, entry in store.examples.items()
+        if name.startswith(prefix)
+    }
+    examples = store.examples.get(prefix + split)
     if examples is None:
         raise MissingRuns(
             f"missing runs: {NAME} has no records in profile {profile}; `fairtuning run {NAME}` makes them"
         )
-    return Results(found, examples)
+    return Results(found, examples, sizes=sizes)
 
 
 # -------------------------------------------------------------------------------------------------------------- cells
@@ -75,9 +81,9 @@ def _number(value: float, *records: Record) -> Ours:
 
 
 def _table1(results: Results, row: str, column: str) -> Ours:
-    from fairtuning.datasets.adult import SIZES
-
-    return _number(SIZES[row])
+    if row not in results.sizes:
+        raise MissingRuns(f"missing runs: no examples of the {row} part are recorded")
+    return _number(results.sizes[row])
 
 
 def _table2(results: Results, row: str, column: str) -> Ours:

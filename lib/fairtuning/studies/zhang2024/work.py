@@ -36,7 +36,7 @@ def work(unit: Sequence[Run]) -> list[Record]:
         if first.method != "pre-trained":
             parameters, histories = _fine_tune(unit, parameters, data)
         share = (time.perf_counter() - before) / len(unit)
-        lines = [environment(), *(examples_line(data, split) for split in ("validation", "test"))]
+        lines = [environment(), *(examples_line(data, split) for split in data.split_names)]
         for index, run in enumerate(unit):
             one = {name: value[index] for name, value in parameters.items()}
             lines.append(_record(run, one, histories[index], data, seconds=share + sources[index][2]))
