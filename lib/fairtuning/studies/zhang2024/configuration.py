@@ -185,7 +185,7 @@ def alpha_label(alpha: float, orientation: str = "female") -> str:
 
 #: Which runs each table and figure needs, by its slug in published/zhang2024.yaml.
 LABELS: dict[str, list[str]] = {
-    "table1": [],
+    "table1": ["pre-trained"],
     "table2": [f"{m} {p}" for p in PENALISED for m in ("pre-trained", "TL after", "OURS after")],
     "table3": ["pre-trained", "Retrain", "OURS", *(f"Retrain+{p}" for p in PENALISED)],
     "table4": [
