@@ -228,7 +228,7 @@ def test_dry_run_says_what_it_would_cost(fairtuning, folders, records):
     status, out, _ = fairtuning("run", "zhang2024", *CLASSROOM, "--only", "figure4", "--seeds", "7", "--dry-run")
     assert status == 0 and " 8 runs missing, about " in out and "minutes" in out
     assert records.path.read_bytes() == before
-    status, out, _ = fairtuning("run", "zhang2024", "--only", "table1", "--dry-run")
+    status, out, _ = fairtuning("run", "zhang2024", "--only", "figure2", "--dry-run")
     assert status == 0 and "0 records, 0 runs missing; nothing to do" in out
 
 
