@@ -202,11 +202,7 @@ def paper_table(study: str, name: str, *, data: str, profile: str = "paper", fou
             for source in ("published", "ours"):
                 value = cell[source] if cell else None
                 text = report.plain(value)
-                if (
-                    value
-                    and best[column, source]
-                    and text.split(" ")[0] == report.plain(best[column, source]).split(" ")[0]
-                ):
+                if value and _mean(value) == best[column, source]:
                     text = f"<strong>{text} ★</strong>"
                 line.append(record_link(study, value["records"], text) if value and source == "ours" else text)
         shown.append(line)
@@ -229,12 +225,18 @@ def _spread(cells: Sequence[dict]) -> str:
     return f"mean ± standard deviation over {max(counts)} seeds" if counts else "counted, not estimated"
 
 
-def _best(cells: Sequence[dict | None], source: str) -> dict | None:
-    """The cell with the lowest mean of a column of errors or gaps, where it compares methods."""
+def _best(cells: Sequence[dict | None], source: str) -> str | None:
+    """The lowest mean, as printed, of a column of errors or gaps that compares methods; None where all print alike."""
     if not all(cell and cell["column"] in ("Err", "DP", "EO") for cell in cells) or len(cells) < 3:
         return None
     found = [cell[source] for cell in cells if cell[source] and cell[source]["mean"] is not None]
-    return min(found, key=lambda one: one["mean"]) if len(found) == len(cells) else None
+    if len(found) < len(cells) or len({_mean(one) for one in found}) == 1:
+        return None
+    return _mean(min(found, key=lambda one: one["mean"]))
+
+
+def _mean(cell: dict[str, Any]) -> str:
+    return report.plain(cell).split(" ")[0]
 
 
 def effects_table(rows: Sequence[tuple[str, Any, str]], *, caption: str, digits: int = 3) -> Table:
