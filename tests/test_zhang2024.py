@@ -491,3 +491,22 @@ def test_label_seeds_and_default_run():
     assert label_seeds("TL/representations", 10) == 1 and label_seeds("TL", 10) == 10
     assert (Run().precision, Run().threads, Run().device) == ("float64", 1, "cpu")
     assert report.labels(zhang2024, "Fig. 4") == LABELS["figure4"] and set(report.labels(zhang2024)) == set(ALL)
+
+
+def test_own_heads_are_fitted_to_their_group():
+    """The Fisher of each group at its own optimum, against heads that scikit-learn fits to each group alone."""
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    group = torch.arange(400) % 2
+    score = inputs[:, 0] * (2.0 * group - 1) + torch.randn(400, generator=generator, dtype=torch.float64)
+    label = (score > 0).long()
+    start = {"W": torch.zeros(3, 2, dtype=torch.float64), "b": torch.zeros(1, 2, dtype=torch.float64)}
+    found = work.own_head_fisher(start, inputs, label, group=group, kind="empirical")
+    for s in (0, 1):
+        x, y = inputs[group == s], label[group == s]
+        fit = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, y)
+        p = torch.from_numpy(fit.predict_proba(x))
+        delta = (p - torch.nn.functional.one_hot(y, 2)).square()
+        torch.testing.assert_close(found[s], x.square().T @ delta / len(y), rtol=1e-4, atol=1e-6)

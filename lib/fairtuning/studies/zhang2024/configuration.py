@@ -39,6 +39,7 @@ class Run:
     weighting: str = "none"  # of the factored head's rows: none (f+SVD), neutralised (OURS) or a control
     alpha: float = 0.5  # weight of group 0 (female) in the neutralised importance; 1 - alpha is group 1's
     fisher: str = "empirical"
+    heads: str = "shared"  # whose gradients: the one pre-trained head's; "by group": those of a head per group
     rank: int = 2
     penalty: str = "none"
     intensity: float = 0.0
@@ -108,6 +109,7 @@ MODIFIERS = {
     "converged": {"optimiser": "lbfgs"},
     "r=1": {"rank": 1},
     "true Fisher": {"fisher": "true"},
+    "own heads": {"heads": "by group"},
     "one-hot": {"encoding": "one-hot"},
     "fisher": {"keep": "fisher"},
     "representations": {"keep": "representations"},
@@ -173,7 +175,16 @@ def _modify(run: Run, modifier: str) -> Run:
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 PENALISED = [f"{criterion} {intensity}" for criterion in CRITERIA for intensity in INTENSITIES]
-CONTROLS = ["average first", "normalised", "female only", "male only", "pooled", "random", "OURS/true Fisher"]
+CONTROLS = [
+    "average first",
+    "normalised",
+    "female only",
+    "male only",
+    "pooled",
+    "random",
+    "OURS/true Fisher",
+    "OURS/own heads",
+]
 SENSITIVITY = [f"{m}/epochs={e}/batch_size={b}" for m in ("TL", "f+SVD", "OURS") for e in (5, 30) for b in (64, 512)]
 
 

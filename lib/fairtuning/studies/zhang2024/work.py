@@ -192,6 +192,9 @@ def factored(unit: Sequence[Run], start: Parameters, inputs: Tensor, label: Tens
         weight, rows = start["W"][index], None
         if run.weighting != "none":
             fisher = head_fisher(inputs[index], logits[index], label, group=group, groups=2, kind=run.fisher)
+            if run.heads == "by group":
+                one = {name: value[index] for name, value in start.items()}
+                fisher = own_head_fisher(one, inputs[index], label, group=group, kind=run.fisher)
             rows = neutralise(
                 fisher,
                 alpha=run.alpha,
@@ -202,6 +205,25 @@ def factored(unit: Sequence[Run], start: Parameters, inputs: Tensor, label: Tens
         first, second = low_rank(weight, run.rank, rows=rows)
         parts.append({"A": first, "B": second, "b": start["b"][index]})
     return stack(parts)
+
+
+def own_head_fisher(start: Parameters, inputs: Tensor, label: Tensor, *, group: Tensor, kind: str) -> Tensor:
+    """``[2, h, k]``: each group's Fisher at a head that was trained to convergence on that group alone.
+
+    The text of the paper speaks of the model trained on a group; its Algorithm 1 trains none. This is the variant.
+    """
+    found = []
+    for member in (group == 0, group == 1):
+        own = train_to_convergence(
+            start,
+            head,
+            lambda logits, label, group: cross_entropy(logits, label).mean(-1),
+            data=(inputs[member], label[member], group[member]),
+        )
+        logits = head(own, inputs[member])
+        alone = torch.zeros_like(label[member])
+        found.append(head_fisher(inputs[member], logits, label[member], group=alone, groups=1, kind=kind)[0])
+    return torch.stack(found)
 
 
 # ----------------------------------------------------------------------------------------------------------- records
