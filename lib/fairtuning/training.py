@@ -8,7 +8,6 @@ from torch import Tensor
 from fairtuning.networks import Parameters
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs, label, group
-OPTIMISERS = ("adam", "adamw", "sgd", "lbfgs")
 
 
 def optimiser(

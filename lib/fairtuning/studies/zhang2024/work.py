@@ -72,13 +72,17 @@ def _objective(penalties: Sequence[Run | Pretraining]):
     }
 
     def objective(logits: Tensor, label: Tensor, group: Tensor) -> Tensor:
-        loss = cross_entropy(logits, label).mean(-1)
+        loss = _task_loss(logits, label, group)
         if not intensity.any():
             return loss
         penalty = sum(on.to(loss) * PENALTIES[name](logits, label, group) for name, on in of.items() if on.any())
         return task.to(loss) * loss + intensity.to(loss) * penalty
 
     return objective
+
+
+def _task_loss(logits: Tensor, label: Tensor, group: Tensor) -> Tensor:
+    return cross_entropy(logits, label).mean(-1)
 
 
 class _Accuracy:
@@ -159,7 +163,7 @@ def _fine_tune(unit: Sequence[Run], network: Parameters, data: datasets.GroupedD
             train_to_convergence(
                 {name: value[index] for name, value in start.items()},
                 forward,
-                lambda logits, label, group: cross_entropy(logits, label).mean(-1),
+                _task_loss,
                 data=(inputs[index], label, group),
             )
             for index in range(len(unit))
@@ -217,7 +221,7 @@ def own_head_fisher(start: Parameters, inputs: Tensor, label: Tensor, *, group: 
         own = train_to_convergence(
             start,
             head,
-            lambda logits, label, group: cross_entropy(logits, label).mean(-1),
+            _task_loss,
             data=(inputs[member], label[member], group[member]),
         )
         logits = head(own, inputs[member])
