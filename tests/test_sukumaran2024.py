@@ -126,7 +126,7 @@ def test_selection_is_of_the_rate_then_of_lambda():
     def lookup(run):
         assert run.evaluate == "validation" and run.rank == PROFILES["compact"]["rank"] and run.seed == 0
         if run.penalty == 0:
-            return validated({0.0003: 0.90, 0.001: 0.93, 0.003: 0.91}[run.learning_rate], 0.9)
+            return validated({0.0003: 0.90, 0.001: 0.93, 0.003: 0.91, 0.01: 0.7}[run.learning_rate], 0.9)
         assert run.learning_rate == 0.001
         return validated({0.1: 0.935, 1.0: 0.93, 10.0: 0.90}[run.penalty], {0.1: 0.2, 1.0: 0.5, 10.0: 0.8}[run.penalty])
 
@@ -144,7 +144,7 @@ def test_phases_and_their_runs():
     for phase in plan("compact", ["LoRA", "FairLoRA", "LoRA/r=8", "LoRA/clip"], 5, store.get):
         phases.append(phase)
         store |= {run: validated(0.9, 0.5) for run in phase}
-    assert [len(phase) for phase in phases] == [3, 3, 13]  # rates; lambdas; 5 + 5 seeds, 3 of the rank
+    assert [len(phase) for phase in phases] == [4, 3, 13]  # rates; lambdas; 5 + 5 seeds, 3 of the rank
     assert {run.evaluate for run in phases[0] + phases[1]} == {"validation"}
     assert {run.evaluate for run in phases[2]} == {"test"}
 
@@ -481,3 +481,12 @@ def test_claims_with_planted_results():
     assert verdicts["P2-C11"].verdict == "supported" and verdicts["P2-C2"].verdict == "contradicted"
     assert verdicts["P2-C12"].verdict == verdicts["P2-C14"].verdict == "not testable here"
     assert verdicts["P2-C7"].verdict == verdicts["P2-C8"].verdict == "not yet"
+
+
+def test_keep_best_evaluates_the_epoch_of_the_highest_validation_accuracy():
+    last = record_of(small("LoRA", epochs=6))
+    best = record_of(small("LoRA", epochs=6, keep="best"))
+    assert best["history"] == last["history"]
+    assert best["curve"]["kept"] == 1 + best["history"].index(max(best["history"]))
+    assert best["accuracy"]["validation"] == pytest.approx(max(best["history"]), abs=1e-4)
+    assert last["curve"]["kept"] == 6 and last["accuracy"]["validation"] == pytest.approx(last["history"][-1], abs=1e-4)

@@ -245,3 +245,12 @@ def test_count():
 def test_doctests():
     for module in (networks, training):
         assert doctest.testmod(module).failed == 0
+
+
+def test_cosine_falls_from_the_rate_to_near_zero_and_a_constant_rate_stays():
+    factors = [training.rate_factor("cosine", step, 10) for step in range(10)]
+    assert factors[0] == 1 and factors[5] == pytest.approx(0.5)
+    assert factors == sorted(factors, reverse=True) and 0 < factors[-1] < 0.03
+    assert {training.rate_factor("constant", step, 10) for step in range(10)} == {1.0}
+    with pytest.raises(ValueError, match="schedule is 'linear'; allowed: constant, cosine"):
+        training.rate_factor("linear", 0, 10)

@@ -1,5 +1,6 @@
 """The one training loop. Parameters may carry a leading run axis: R runs then train at once, each as if alone."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -35,6 +36,15 @@ def data_order(n: int, seeds: Sequence[int], epochs: int) -> Iterator[Tensor]:
         yield torch.stack([orders[seed] for seed in seeds])
 
 
+def rate_factor(schedule: str, step: int, steps: int) -> float:
+    """What the learning rate is multiplied by at ``step`` (0, 1, ...) of ``steps``: 1, or half a cosine from 1 to 0."""
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * step / steps))
+    raise ValueError(f"schedule is {schedule!r}; allowed: constant, cosine")
+
+
 def train(
     parameters: Parameters,
     forward: Callable[[Parameters, Tensor], Tensor],
@@ -48,6 +58,7 @@ def train(
     epochs: int,
     batch_size: int,
     weight_decay: float = 0.0,
+    schedule: str = "constant",
     after_epoch: Callable[[Parameters], None] | None = None,
 ) -> Parameters:
     """Trains and returns ``parameters`` (new tensors; the given ones stay as they are).
@@ -62,8 +73,11 @@ def train(
         )
     parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
     steps = optimiser(optimiser_name, parameters, learning_rate=learning_rate, weight_decay=weight_decay)
+    total, step = epochs * math.ceil(n / batch_size), 0
     for order in data_order(n, order_seeds, epochs):
         for index in order.split(batch_size, dim=1):
+            steps.param_groups[0]["lr"] = learning_rate * rate_factor(schedule, step, total)
+            step += 1
             inputs, label, group = batch(index)
             loss = objective(forward(parameters, inputs), label, group)
             steps.zero_grad()

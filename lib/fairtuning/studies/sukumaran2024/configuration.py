@@ -26,9 +26,11 @@ class Run:
     alpha: float = 16.0  # of LoRA: its product of factors is multiplied by alpha / rank
     penalty: float | None = 0.0  # lambda of eq. 1; None: to be selected
     groups: str = "class"  # whose losses the penalty compares, of losses.GROUPINGS
-    learning_rate: float = 0.0  # of AdamW, constant; 0: to be selected
+    learning_rate: float = 0.0  # of AdamW; 0: to be selected
+    schedule: str = "constant"  # of the rate; or cosine, half of one from the rate to 0
     batch_size: int = 32
     epochs: int = 5
+    keep: str = "last"  # which epoch's parameters: the last, or the best by validation accuracy (the first of equals)
     weight_decay: float = 0.01
     seed: int = 0  # initialisation of adapters and classifier
     order_seed: int = 0  # order of the data
@@ -57,10 +59,10 @@ PROFILES = {
         "rank": 16,
         "largest_rank": 128,
         "rank_seeds": 3,
-        "rates": {"lora": (0.0003, 0.001, 0.003), "full": (0.00003, 0.0001, 0.0003)},
+        "rates": {"lora": (0.0003, 0.001, 0.003, 0.01), "full": (0.00003, 0.0001, 0.0003, 0.001)},
         "penalties": (0.1, 1.0, 10.0),
         "rule": "R2",
-        "settings": {},
+        "settings": {"schedule": "cosine", "keep": "best"},
     },
     "paper": {
         "seeds": 3,  # the paper's; a verdict needs five
@@ -73,7 +75,7 @@ PROFILES = {
         "rates": {"lora": (0.0003, 0.001, 0.003), "full": (0.00001, 0.00003, 0.0001)},
         "penalties": (0.01, 0.1, 1.0, 10.0, 100.0),
         "rule": "R1",
-        "settings": {"device": "cuda", "batch_size": 128},
+        "settings": {"device": "cuda", "batch_size": 128, "schedule": "cosine", "keep": "best"},
     },
     "classroom": {
         "seeds": 5,

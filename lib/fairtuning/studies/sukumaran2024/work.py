@@ -55,7 +55,7 @@ def _record(run: Run, data: datasets.GroupedData) -> Record:
     training = Training(network, run, data)
     try:
         parameters = training.train()
-        scores = {"validation": training.curve[-1].scores}
+        scores = {"validation": training.kept.scores}
         with torch.no_grad():
             if run.evaluate not in scores:
                 scores[run.evaluate] = network.scores(parameters, data, run.evaluate)
@@ -77,6 +77,7 @@ def _record(run: Run, data: datasets.GroupedData) -> Record:
         "worst": {split: round(found.worst, 6) for split, found in cells.items()},
         "cell_loss": {split: found.cell_loss for split, found in cells.items()},
         "curve": {
+            "kept": training.curve.index(training.kept) + 1,
             "worst": [round(epoch.worst, 4) for epoch in training.curve],
             "loss": [float(f"{epoch.loss:.5g}") for epoch in training.curve],
         },
@@ -192,6 +193,7 @@ class Training:
         )
         self.label, self.group = label.to(network.device), group.to(network.device)
         self.curve: list[Cells] = []
+        self.best: Parameters = network.trained
 
     def batch(self, index: Tensor) -> Batch:
         """Of ``index [1, m]``; its group is the one that the penalty compares."""
@@ -204,9 +206,18 @@ class Training:
 
     def after_epoch(self, parameters: Parameters) -> None:
         self.curve.append(Cells.of(self.network.scores(parameters, self.data, "validation"), self.data, "validation"))
+        if self.kept is self.curve[-1]:
+            self.best = {name: value.detach().clone() for name, value in parameters.items()}
+
+    @property
+    def kept(self) -> "Cells":
+        """The epoch whose parameters are kept."""
+        if self.run.keep == "last":
+            return self.curve[-1]
+        return max(self.curve, key=lambda epoch: epoch.accuracy)  # the first of equals
 
     def train(self) -> Parameters:
-        return train(
+        train(
             self.network.trained,
             self.network.forward,
             self.objective,
@@ -218,11 +229,13 @@ class Training:
             epochs=self.run.epochs,
             batch_size=self.run.batch_size,
             weight_decay=self.run.weight_decay,
+            schedule=self.run.schedule,
             after_epoch=self.after_epoch,
         )
+        return self.best
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cells:
     """How a classifier does on one split and on its cells group x class."""
 
