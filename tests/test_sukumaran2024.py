@@ -102,7 +102,8 @@ def test_every_label_resolves_and_some_profile_has_it():
 
 # ----------------------------------------------------------------------------------------------------------- selection
 def validated(accuracy, worst):
-    return {"key": "", "accuracy": {"validation": accuracy}, "worst": {"validation": worst}}
+    """A record of two epochs, the second with these values."""
+    return {"key": "", "history": [0.99, accuracy], "curve": {"worst": [0.01, worst]}}
 
 
 def test_rules_r1_and_r2():
@@ -136,6 +137,16 @@ def test_selection_is_of_the_rate_then_of_lambda():
         assert len(searches) == (2 if label in ("FairLoRA", "FairLoRA/R1") else 1)
     run, _ = selected("FairLoRA/r=64/groups=cell", "compact", lookup)
     assert (run.rank, run.groups, run.penalty) == (64, "class x attribute", 1.0)
+
+
+def test_a_rule_judges_the_epoch_that_is_kept():
+    one, other = Run(learning_rate=0.1), Run(learning_rate=0.2)
+    curves = {
+        0.1: {"history": [0.9, 0.5], "curve": {"worst": [0.1, 0.5]}},
+        0.2: {"history": [0.8, 0.7], "curve": {"worst": [0.2, 0.4]}},
+    }
+    assert best([one, other], lambda run: curves[run.learning_rate], keep="best") == one
+    assert best([one, other], lambda run: curves[run.learning_rate], keep="last") == other
 
 
 def test_phases_and_their_runs():
@@ -426,7 +437,7 @@ def test_rank_range():
 def test_coverage_tells_a_part_from_the_whole(monkeypatch):
     """ViT-Tiny alone is not Tables 2 and 3, which have three backbones."""
     found = planted({label: (90, 70, 20, 80) for label in ALL if offered(label, "compact")})
-    monkeypatch.setattr(report, "_available", lambda study, profile: found if study == "sukumaran2024" else None)
+    monkeypatch.setattr(report, "_available", lambda study, profile, data=None: found if study == "sukumaran2024" else None)
     state = states("compact")
     for item in ("Table 2", "Table 3"):
         note = "only ViT-Tiny/16 at 112 px (profile compact); not run: CLIP ViT-B/32, DINO ViT-B/16"
@@ -490,3 +501,52 @@ def test_keep_best_evaluates_the_epoch_of_the_highest_validation_accuracy():
     assert best["curve"]["kept"] == 1 + best["history"].index(max(best["history"]))
     assert best["accuracy"]["validation"] == pytest.approx(max(best["history"]), abs=1e-4)
     assert last["curve"]["kept"] == 6 and last["accuracy"]["validation"] == pytest.approx(last["history"][-1], abs=1e-4)
+
+
+work_module = import_module("fairtuning.studies.sukumaran2024.work")
+
+
+def trained(label, **changes):
+    run = small(label, **changes)
+    data = work_module._load(run.data, run.size, run.edition)
+    network = work_module.Network(run, data)
+    return work_module.Training(network, run, data), data
+
+
+@pytest.mark.parametrize("label", ["GroupDRO", "Balanced"])
+def test_balanced_batches_hold_every_cell_alike_and_repeat_by_seed(label):
+    training, data = trained(label)
+    draws = [trained(label)[0].batch(torch.arange(2000)[None])[2] for _ in range(2)]
+    assert torch.equal(*draws)
+    shares = draws[0].flatten().bincount(minlength=training.groups) / draws[0].numel()
+    assert torch.allclose(shares, torch.full_like(shares, 1 / training.groups), atol=0.05)
+    plain = trained("LoRA")[0].group.bincount(minlength=2)
+    assert plain.sum() == len(data.part("training"))
+
+
+def test_group_dro_moves_its_weight_to_the_group_of_the_higher_loss():
+    training, _ = trained("GroupDRO")
+    group = torch.arange(training.groups)[None]
+    logits = torch.zeros(1, training.groups, 2)
+    logits[0, 0, 0] = -9.0  # the first group is wrong
+    for _ in range(3):
+        training.objective(logits, torch.zeros(1, training.groups, dtype=torch.int64), group)
+    assert training.dro_weights.argmax() == 0 and float(training.dro_weights.sum()) == pytest.approx(1)
+
+
+def test_smoothed_penalty_remembers_group_losses_from_one_batch_to_the_next():
+    training, _ = trained("FairLoRA/lambda=1", objective="smoothed")
+    logits, label = torch.randn(1, 6, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 0, 0, 1, 1, 1]])
+    first = training.objective(logits, label, label)
+    eq1 = trained("FairLoRA/lambda=1")[0].objective(logits, label, label)
+    assert float(first) == pytest.approx(float(eq1))  # nothing remembered yet
+    assert float(training.objective(2 * logits, label, label)) != pytest.approx(
+        float(trained("FairLoRA/lambda=1")[0].objective(2 * logits, label, label))
+    )
+
+
+def test_a_retrained_last_layer_is_fitted_to_validation_and_changes_the_head_alone():
+    plain, retrained = record_of(small("LoRA")), record_of(small("DFR"))
+    assert retrained["history"] == plain["history"]
+    assert retrained["predictions"]["test"] != plain["predictions"]["test"]
+    assert retrained["worst"]["validation"] >= plain["worst"]["validation"]

@@ -11,12 +11,17 @@ from fairtuning.losses import cross_entropy
 from fairtuning.runs import Record, environment, key_of, pack
 
 
-def examples_line(data: GroupedData, split: str) -> Record:
+def examples_key(digest: str, split: str, task: str = "") -> str:
+    """The key of an examples line; ``task`` tells several labels or groups of the same data apart."""
+    return "-".join(part for part in (digest[:16], task, split) if part)
+
+
+def examples_line(data: GroupedData, split: str, task: str = "") -> Record:
     """Label and group of the examples of one split, which the predictions of all runs on them refer to."""
     index = data.part(split)
     return {
         "kind": "examples",
-        "key": f"{data.digest[:16]}-{split}",
+        "key": examples_key(data.digest, split, task),
         "label": pack(data.label[index].tolist(), classes=len(data.label_names)),
         "group": pack(data.group[index].tolist(), classes=len(data.group_names)),
         "label_names": data.label_names,

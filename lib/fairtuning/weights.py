@@ -18,6 +18,10 @@ FILES = {
         "mobilenetv2_100.onnxzoo_in1k.headless.safetensors",
         "c443e553c66d2d13927562bfb6eb851e7e59764fa7c150705052cdb2166a3825",
     ),
+    "resnet18.tv_in1k.stages1-3": (  # without layer4 and fc: for frozen features alone (features.STAGES)
+        "resnet18.tv_in1k.stages1-3.safetensors",
+        "dc8d2a562ceee3716617d62f06bb3ce31c7ce4f71b49182a53f4ab7a8bc1f1d2",
+    ),
 }
 
 

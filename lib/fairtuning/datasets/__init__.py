@@ -80,6 +80,9 @@ SOURCES: dict[str, Source] = {
     "digits": Source(
         "scikit-learn's digits with a background shortcut", "embedded", "digits", "BSD-3-Clause", "nothing"
     ),
+    "parity": Source(
+        "scikit-learn's digits, even or odd, on coloured grounds", "embedded", "parity", "BSD-3-Clause", "nothing"
+    ),
     "waterbirds": Source(
         "Waterbirds (birds on land and water backgrounds)",
         "waterbirds",
@@ -99,6 +102,13 @@ SOURCES: dict[str, Source] = {
         "utkface",
         "read",
         "non-commercial research",
+        "0.1 GB, put in place by hand",
+    ),
+    "lfw": Source(
+        "LFW, deep-funneled (news photographs with attributes)",
+        "lfw",
+        "read",
+        "research; the photographs stay those of their owners",
         "0.1 GB, put in place by hand",
     ),
     "aircraft": Source(

@@ -1,6 +1,6 @@
 """Data for the classroom: generated or shipped with scikit-learn, the same from the same seed, no network.
 
-Both are teaching material. Nothing measured on them says anything about a paper's data.
+They are teaching material. Nothing measured on them says anything about a paper's data.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import torch
 from fairtuning.datasets import DataError, GroupedData
 
 SPLITS = ("pretraining", "training", "validation", "test")
+GROUNDS = (230, 159, 0), (0, 114, 178)  # orange and blue that colour-blind readers tell apart
 
 
 def _digest(*parts: object) -> str:
@@ -62,15 +63,8 @@ def digits(*, alignment: float = 0.9, seed: int = 0, split_seed: int = 0) -> Gro
     background is a shortcut to the digit's parity; every test image appears twice, once on each background.
     inputs ``[N, 64]`` float64 in [0, 1], label = the digit.
     """
-    if not 0.5 <= alignment <= 1:
-        raise DataError(f"alignment is {alignment}; allowed: 0.5 (no shortcut) to 1")
-    from sklearn.datasets import load_digits
-
-    images, label = load_digits(return_X_y=True)
+    images, label, split = _read_digits(alignment, split_seed)
     rng = np.random.default_rng(seed)
-    order = np.random.default_rng([split_seed, 1]).permutation(len(label))
-    split = np.empty(len(label), dtype=np.int64)
-    split[order] = np.searchsorted(np.array([0.40, 0.66, 0.77]), (np.arange(len(label)) + 0.5) / len(label), "right")
     group = (label % 2) ^ (rng.random(len(label)) >= alignment)
     test = np.flatnonzero(split == 3)
     images = np.concatenate([images, images[test]])
@@ -92,3 +86,46 @@ def digits(*, alignment: float = 0.9, seed: int = 0, split_seed: int = 0) -> Gro
         group_names=("plain", "bright"),
         split_names=SPLITS,
     )
+
+
+def parity(*, label: str = "parity", alignment: float = 0.95, seed: int = 0, split_seed: int = 0) -> GroupedData:
+    """scikit-learn's 1,797 digits, even or odd, each on an orange or a blue ground.
+
+    The ground is the group. Among the training images even digits lie on orange with probability ``alignment``, odd
+    ones on blue: the ground is a shortcut to the label. Every other image appears twice, once on each ground.
+    ``label`` is "parity", or "digit" for the digit itself. inputs ``[N, 3, 8, 8]`` uint8, ink white.
+    """
+    if label not in ("parity", "digit"):
+        raise DataError(f"label is {label!r}; allowed: parity, digit")
+    images, digit, split = _read_digits(alignment, split_seed)
+    group = (digit % 2) ^ (np.random.default_rng(seed).random(len(digit)) >= alignment)
+    twins = np.flatnonzero(split != SPLITS.index("training"))
+    index = np.concatenate([np.arange(len(digit)), twins])
+    digit, split, group = digit[index], split[index], np.concatenate([group, 1 - group[twins]])
+    ink = images[index].reshape(-1, 1, 8, 8) / 16
+    pixels = 255 * ink + (1 - ink) * np.array(GROUNDS)[group][:, :, None, None]
+    return GroupedData(
+        name="parity",
+        edition="coloured-ground",
+        digest=_digest("parity", 1, label, alignment, seed, split_seed),
+        inputs=torch.from_numpy(pixels.round().astype(np.uint8)),
+        label=torch.from_numpy((digit % 2 if label == "parity" else digit).astype(np.int64)),
+        group=torch.from_numpy(group.astype(np.int64)),
+        split=torch.from_numpy(split),
+        label_names=("even", "odd") if label == "parity" else tuple(str(value) for value in range(10)),
+        group_names=("orange", "blue"),
+        split_names=SPLITS,
+    )
+
+
+def _read_digits(alignment: float, split_seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images ``[1797, 64]`` (0 to 16), digits and splits, for a habit of strength ``alignment``."""
+    if not 0.5 <= alignment <= 1:
+        raise DataError(f"alignment is {alignment}; allowed: 0.5 (no shortcut) to 1")
+    from sklearn.datasets import load_digits
+
+    images, digit = load_digits(return_X_y=True)
+    order = np.random.default_rng([split_seed, 1]).permutation(len(digit))
+    split = np.empty(len(digit), dtype=np.int64)
+    split[order] = np.searchsorted(np.array([0.40, 0.66, 0.77]), (np.arange(len(digit)) + 0.5) / len(digit), "right")
+    return images, digit, split

@@ -41,8 +41,9 @@ class Recipe:
     """How one data set is read.
 
     ``image(member)``: the name under which a member's labels are listed, None for what is no image of this data set.
-    ``texts``: base names of the lists that ``labels`` needs. ``labels(texts, names)``: the names that have labels, and
-    columns of one value each. ``version``: raised by hand when ``labels`` changes its meaning. ``trim``: rows of the
+    ``texts``: base names of the lists that ``labels`` needs; ``optional``: of those that it uses where they are there
+    (an ``.npz`` comes as bytes). ``labels(texts, names)``: the names that have labels, and columns of one value each.
+    ``version``: raised by hand when ``labels`` changes its meaning. ``trim``: rows of the
     original image to cut off at the bottom. ``all_listed``: a listed image that is not there is a fault.
     ``unlabelled``: why images without a label are known to exist and are left out; "" makes each one a fault.
     ``subset``: the name of the part of the images that ``image`` lets through; "" for all.
@@ -51,12 +52,13 @@ class Recipe:
     origin: archives.Origin
     image: Callable[[PurePosixPath], str | None]
     texts: tuple[str, ...]
-    labels: Callable[[Mapping[str, str], Sequence[str]], tuple[Sequence[str], Columns]]
+    labels: Callable[[Mapping[str, str | bytes], Sequence[str]], tuple[Sequence[str], Columns]]
     version: int = 1
     trim: int = 0
     all_listed: bool = True
     unlabelled: str = ""
     subset: str = ""
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,7 @@ def _pack(recipe: Recipe, size: tuple[int, int], crop: str, faulty: str, wanted:
 
 def _decode_all(
     recipe: Recipe, found: Sequence[archives.Archive], part: Path, size: tuple[int, int], crop: str
-) -> tuple[list[str], list[int], dict[str, str], dict[str, str]]:
+) -> tuple[list[str], list[int], dict[str, str | bytes], dict[str, str]]:
     """Appends each image to ``part``; gives their names and contents, the lists, and {image: why it is faulty}."""
     from PIL import Image
     from tqdm import tqdm
@@ -305,8 +307,9 @@ def _decode_all(
         for archive in found:
             for member, content in archives.members(archive.path):
                 member = PurePosixPath(member)
-                if member.name in recipe.texts:
-                    texts[member.name] = content().decode("utf-8", errors="replace")
+                if member.name in recipe.texts + recipe.optional:
+                    text = content()
+                    texts[member.name] = text if member.suffix == ".npz" else text.decode("utf-8", errors="replace")
                     continue
                 name = recipe.image(member) if member.suffix.lower() in ENDINGS else None
                 if name is None:

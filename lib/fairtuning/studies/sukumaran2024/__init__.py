@@ -18,10 +18,21 @@ from fairtuning.studies.sukumaran2024.configuration import (
     selected,
     units,
 )
-from fairtuning.studies.sukumaran2024.tables import CELLS, METRIC, cell, left_out, quantities, results
+from fairtuning.studies.sukumaran2024.tables import (
+    BACKBONES,
+    CELLS,
+    COUNTED,
+    METRIC,
+    cell,
+    left_out,
+    lookup_in,
+    quantities,
+    results,
+)
 from fairtuning.studies.sukumaran2024.work import work
 
 __all__ = [
-    "CELLS", "LABELS", "METRIC", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "left_out", "offered",
-    "plan", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
+    "BACKBONES", "CELLS", "COUNTED", "LABELS", "METRIC", "NAME", "PROFILES", "Run", "cell", "configuration", "key",
+    "left_out", "lookup_in", "offered", "plan", "quantities", "resolve", "results", "seeded", "selected", "units",
+    "work",
 ]  # fmt: skip

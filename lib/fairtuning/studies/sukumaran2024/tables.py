@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fairtuning.analysis import MissingRuns, Results
+from fairtuning.records import examples_key
 from fairtuning.runs import Record, Store
 from fairtuning.statistics import Effect
 from fairtuning.studies.sukumaran2024.configuration import (
@@ -23,6 +24,7 @@ from fairtuning.studies.sukumaran2024.configuration import (
     resolve,
     seeded,
     selected,
+    task_of,
 )
 
 #: The paper's column names, the metrics behind them, and the factor to its unit (percent).
@@ -71,12 +73,7 @@ def results(
     data = data or first
     seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
     wanted = labels if labels is not None else [label for found in LABELS.values() for label in found]
-    recorded = {_place(record["configuration"]): record["data"]["digest"] for record in store.records.values()}
-
-    def lookup(run: Run) -> Record | None:
-        digest = published_digest(run.data, run.size, run.edition) or recorded.get(_place(vars(run)))
-        return store.records.get(key_with(run, digest)) if digest else None
-
+    lookup = lookup_in(store)
     found: dict[str, list[Record]] = {}
     for label in dict.fromkeys(wanted):
         if offered(label, profile) and (resolve(label).data or first) == data:
@@ -88,8 +85,20 @@ def results(
         raise MissingRuns(
             f"missing runs: {NAME} has no records in profile {profile}; `fairtuning run {NAME}` makes them"
         )
-    digest = next(iter(found.values()))[0]["data"]["digest"]
-    return Results(found, store.examples[f"{digest[:16]}-test"])
+    record = next(iter(found.values()))[0]
+    task = task_of(Run(**record["configuration"]))
+    return Results(found, store.examples[examples_key(record["data"]["digest"], "test", task)])
+
+
+def lookup_in(store: Store) -> Callable[[Run], Record | None]:
+    """Run -> its record in ``store``, without the data: where no digest of it is published, the records say which."""
+    recorded = {_place(record["configuration"]): record["data"]["digest"] for record in store.records.values()}
+
+    def lookup(run: Run) -> Record | None:
+        digest = published_digest(run.data, run.size, run.edition) or recorded.get(_place(vars(run)))
+        return store.records.get(key_with(run, digest)) if digest else None
+
+    return lookup
 
 
 def _place(configuration: dict) -> tuple:
@@ -209,4 +218,36 @@ def rank_range(results: Results, metric: str, of: str, minus: str) -> Effect:
     )
 
 
-__all__ = ["CELLS", "METRIC", "Ours", "cell", "left_out", "quantities", "results"]
+# ------------------------------------------------------------------------------------------------------------- counted
+def vit_parameters(*, rank: int, classes: int, width: int = 768, depth: int = 12) -> tuple[int, int]:
+    """Trained numbers and all numbers of a ViT-B/16 with LoRA on query and value (or fused qkv), as Table 5 has them.
+
+    Trained are the adapters, ``4 * width * rank`` in each block, and the classifier. peft counts the classifier twice
+    in the total: the one that is trained and the original, which stays.
+
+    >>> vit_parameters(rank=8, classes=40)
+    (325672, 86155088)
+    """
+    head, adapters = (width + 1) * classes, depth * 4 * width * rank
+    blocks = depth * (12 * width**2 + 13 * width)  # attention, two layers of 4 * width, two norms, all with biases
+    frozen = (3 * 16 * 16 + 1) * width + (196 + 2) * width + blocks + 2 * width  # patches, positions, class token, norm
+    return adapters + head, frozen + adapters + 2 * head
+
+
+#: Items that are counted, and need no runs.
+COUNTED = ("table5",)
+
+
+def _table5(results: Results | None, row: str, column: str) -> Ours:
+    """Our decoding: the row of rank 8 has the 40 classes of GeoDE, the others the 100 of Aircraft."""
+    rank = int(row.partition("=")[2])
+    trained, total = vit_parameters(rank=rank, classes=40 if rank == 8 else 100)
+    value = {"trainable": trained, "total": total, "percent": 100 * trained / total}[column]
+    return Ours(torch.tensor([value], dtype=torch.float64), exact=True)
+
+
+CELLS["table5"] = _table5
+
+__all__ = [
+    "CELLS", "COUNTED", "METRIC", "Ours", "cell", "left_out", "lookup_in", "quantities", "results", "vit_parameters",
+]  # fmt: skip
