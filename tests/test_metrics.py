@@ -48,6 +48,10 @@ def smallest(values):
     return math.nan if any(map(math.isnan, values)) else min(values)
 
 
+def ratio(values):
+    return smallest(values) / max(values) if max(values) > 0 else math.nan
+
+
 def slow_f1(rows, c):
     tp = sum(t == c and p == c for p, t, _ in rows)
     wrong = sum((t == c) != (p == c) for p, t, _ in rows)
@@ -78,17 +82,20 @@ def slow(rows, *, classes, groups):
         "accuracy": share(rows, right),
         "weighted_f1": weighted,
         "error": 100 - 100 * weighted,
+        "positive_class_f1": f1[1],
         "min_class_f1": smallest(f1),
         "class_f1_gap": gap(f1),
         "min_class_recall": smallest(recall),
         "class_recall_gap": gap(recall),
         "demographic_parity_difference": gap(share(part, chosen) for part in inside),
+        "demographic_parity_ratio": ratio([share(part, chosen) for part in inside]),
         "equalized_odds_difference_sum": tpr_gap + fpr_gap,
         "equalized_odds_difference_max": -smallest([-tpr_gap, -fpr_gap]),
         "equalized_odds_one_vs_rest_max": one_vs_rest[1] if classes == 2 else sum(one_vs_rest) / classes,
         "equal_opportunity_difference": tpr_gap,
         "false_positive_rate_difference": fpr_gap,
-        "false_positive_rate_ratio": smallest(fpr) / max(fpr) if max(fpr) > 0 else math.nan,
+        "true_positive_rate_ratio": ratio(tpr),
+        "false_positive_rate_ratio": ratio(fpr),
         "worst_group_accuracy": smallest(share(part, right) for part in inside),
         "worst_cell_accuracy": smallest(
             share([r for r in part if r[1] == c], right) for part in inside for c in range(classes)
@@ -218,6 +225,19 @@ def test_class_scores_equal_scikit_learn(device):
 
 
 @FAST
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 7)), min_size=2, max_size=30))
+def test_auroc_equals_scikit_learn_with_ties(examples):
+    label, score = (torch.tensor(column) for column in zip(*examples, strict=True))
+    counts = torch.zeros(2, 8, dtype=torch.int64).index_put_((label, score), torch.tensor(1), accumulate=True)
+    if len(label.unique()) == 1:
+        assert metrics.auroc(counts).isnan()
+    else:
+        expected = sklearn.metrics.roc_auc_score(label.tolist(), score.tolist())
+        assert float(metrics.auroc(counts)) == pytest.approx(expected, abs=1e-12)
+    assert torch.allclose(metrics.auroc(torch.stack([counts, counts])), metrics.auroc(counts), equal_nan=True)
+
+
+@FAST
 @given(tables(classes=3, groups=2, top=3))
 def test_weighted_f1_equals_scikit_learn_with_absent_classes(counts):
     assume(counts.sum() > 0)
@@ -228,6 +248,8 @@ def test_weighted_f1_equals_scikit_learn_with_absent_classes(counts):
 
 
 FAIRLEARN = {
+    "demographic_parity_ratio": fairlearn.metrics.demographic_parity_ratio,
+    "true_positive_rate_ratio": fairlearn.metrics.true_positive_rate_ratio,
     "demographic_parity_difference": fairlearn.metrics.demographic_parity_difference,
     "equalized_odds_difference_max": fairlearn.metrics.equalized_odds_difference,
     "equal_opportunity_difference": fairlearn.metrics.equal_opportunity_difference,

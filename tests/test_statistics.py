@@ -55,6 +55,14 @@ def test_resampled_counts_equal_explicit_rows(runs, classes, groups, chunk, devi
     assert seen == 7
 
 
+def test_resampled_score_counts_share_the_resampling_of_the_other_counts():
+    """Scores that are the predictions: summed over groups, both kinds of counts are the same."""
+    prediction, label, group = draw(runs=(3,), n=40, classes=3)
+    whole = statistics.resampled_counts(prediction, label, group=group, classes=3, groups=2, resamples=7, seed=3)
+    counts = statistics.resampled_score_counts(prediction, label, classes=3, levels=3, resamples=7, seed=3)
+    assert torch.equal(counts, whole.sum(-3))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_one_resampling_is_shared_by_all_runs_and_calls(device):
     prediction, label, group = draw(runs=(3,), device=device)

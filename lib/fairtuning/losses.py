@@ -4,7 +4,7 @@ label and group may leave out leading axes that the runs share. A penalty is a n
 predictions (softmax probabilities), so that it has a gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -204,3 +204,87 @@ def balanced_weights(group: Tensor, *, groups: int) -> Tensor:
     """
     size = group.bincount(minlength=groups).double()
     return len(group) / ((size > 0).sum() * size[group])
+
+
+# ------------------------------------------------------- apart from a sensitive adapter (arXiv 2503.05684, our reading)
+# No equation of the paper could be had: each of these is our reading of what it says in words. z_t are features with
+# the task's adapter, z_s with the sensitive one, which was trained elsewhere: no gradient flows through z_s.
+
+
+def cross_covariance_penalty(task: Tensor, sensitive: Tensor) -> Tensor:
+    """||Z_t^T Z_s||_F^2 / n^2 of centred batches, `[...]` (arXiv 2503.05684: Orth; our reading).
+
+    `task` `[..., n, p]` and `sensitive` `[..., n, q]` are features of the same n examples. 0 where no linear function
+    of the one is correlated with one of the other. Through whichever Gram matrices, p x q or n x n, are cheaper.
+
+    >>> float(cross_covariance_penalty(torch.tensor([[1.0], [-1.0]]), torch.tensor([[3.0], [-3.0]])))   # (2 * 3 / 2)^2
+    9.0
+    """
+    task, sensitive = _centred(task), _centred(sensitive.detach())
+    n, p, q = *task.shape[-2:], sensitive.shape[-1]
+    if p * q <= n * (p + q):
+        return (task.mT @ sensitive).square().sum((-2, -1)) / n**2
+    return ((task @ task.mT) * (sensitive @ sensitive.mT)).sum((-2, -1)) / n**2
+
+
+def squared_cosine_penalty(task: Tensor, sensitive: Tensor, *, eps: float = 1e-12) -> Tensor:
+    """Mean over the batch of cos^2(z_t, z_s), `[...]` in [0, 1], both centred (arXiv 2503.05684: Orth; our reading).
+
+    `task` and `sensitive` `[..., n, p]`. Centred, for features of a transformer share a large mean.
+
+    >>> z = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    >>> float(squared_cosine_penalty(z, z)), float(squared_cosine_penalty(z, z.flip(-1)))
+    (1.0, 0.0)
+    """
+    task, sensitive = _centred(task), _centred(sensitive.detach())
+    product = (task * sensitive).sum(-1).square()
+    return (product / (task.square().sum(-1) * sensitive.square().sum(-1) + eps)).mean(-1)
+
+
+def _centred(features: Tensor) -> Tensor:
+    return features - features.mean(-2, keepdim=True)
+
+
+Factors = Sequence[tuple[Tensor, Tensor]]  # of an adapter, a layer each: B [..., out, r] and A [..., r, in]
+
+
+def subspace_overlap_penalty(task: Factors, sensitive: Factors, *, eps: float = 1e-6) -> Tensor:
+    """sum_l ||dW_s^T dW_t||_F^2 / (||dW_s||_F^2 ||dW_t||_F^2 + eps), dW = B A (arXiv 2503.05684: Orth; our reading).
+
+    `[...]`, from 0 to the number of layers: 0 where what the two adapters write lies in orthogonal subspaces. From
+    r x r Gram matrices, never from dW. It is about dW alone, so (B R, R^-1 A) gives the same for any invertible R, and
+    it is finite, with a finite gradient, at B = 0. The factor alpha / rank is left out: but for eps it cancels.
+
+    >>> one, other = torch.eye(2)[:, :1], torch.eye(2)[:, 1:]      # B writes to the first axis, or to the second
+    >>> a = torch.ones(1, 3)
+    >>> [round(float(subspace_overlap_penalty([(b, a)], [(one, a)])), 4) for b in (one, other)]
+    [1.0, 0.0]
+    """
+    total = 0.0
+    for (b_t, a_t), (b_s, a_s) in zip(task, sensitive, strict=True):
+        b_s, a_s = b_s.detach(), a_s.detach()
+        between, read_t, read_s = b_s.mT @ b_t, a_t @ a_t.mT, a_s @ a_s.mT
+        overlap = ((read_s @ between) * (between @ read_t)).sum((-2, -1))
+        sizes = [((b.mT @ b) * read).sum((-2, -1)) for b, read in ((b_t, read_t), (b_s, read_s))]
+        total = total + overlap / (sizes[0] * sizes[1] + eps)
+    return total
+
+
+def prediction_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of each example's predicted distribution, `[..., n]` (the follow-up's "entropy"; our reading).
+
+    >>> round(float(prediction_entropy(torch.zeros(1, 2))), 4)        # ln 2, the most there can be
+    0.6931
+    """
+    return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+
+
+def cross_entropy_to_uniform(logits: Tensor) -> Tensor:
+    """Cross-entropy in nats of each prediction to the uniform distribution, `[..., n]`, ln k or more (our reading).
+
+    Least where the entropy is largest; unlike that its gradient does not vanish where a prediction is certain.
+
+    >>> round(float(cross_entropy_to_uniform(torch.zeros(1, 2))), 4)
+    0.6931
+    """
+    return -logits.log_softmax(-1).mean(-1)

@@ -81,6 +81,10 @@ def _gap(rates: Tensor) -> Tensor:
     return rates.amax(-1) - rates.amin(-1)
 
 
+def _ratio(rates: Tensor) -> Tensor:
+    return rates.amin(-1) / rates.amax(-1)
+
+
 def accuracy(counts: Tensor) -> Tensor:
     """Share of examples predicted right, `[...]`."""
     table = _pooled(counts)
@@ -119,6 +123,11 @@ def min_class_f1(counts: Tensor) -> Tensor:
 def class_f1_gap(counts: Tensor) -> Tensor:
     """Largest minus smallest class F1, `[...]` (arXiv 2410.17358, "Delta F1")."""
     return _gap(class_f1(counts))
+
+
+def positive_class_f1(counts: Tensor, positive: int = 1) -> Tensor:
+    """F1 of the positive class, `[...]` (scikit-learn's `average="binary"`)."""
+    return class_f1(counts)[..., positive]
 
 
 def min_class_recall(counts: Tensor) -> Tensor:
@@ -183,9 +192,19 @@ def demographic_parity_difference(counts: Tensor) -> Tensor:
     return _gap(selection_rate(counts))
 
 
+def demographic_parity_ratio(counts: Tensor) -> Tensor:
+    """Smallest over largest selection rate, `[...]`, in [0, 1]; NaN where all rates are 0."""
+    return _ratio(selection_rate(counts))
+
+
 def equal_opportunity_difference(counts: Tensor) -> Tensor:
     """Largest minus smallest true positive rate, `[...]`, in [0, 1]."""
     return _gap(true_positive_rate(counts))
+
+
+def true_positive_rate_ratio(counts: Tensor) -> Tensor:
+    """Smallest over largest true positive rate, `[...]`, in [0, 1]; NaN where all rates are 0."""
+    return _ratio(true_positive_rate(counts))
 
 
 def false_positive_rate_difference(counts: Tensor) -> Tensor:
@@ -195,8 +214,7 @@ def false_positive_rate_difference(counts: Tensor) -> Tensor:
 
 def false_positive_rate_ratio(counts: Tensor) -> Tensor:
     """Smallest over largest false positive rate, `[...]`, in [0, 1]; NaN where all rates are 0."""
-    rates = false_positive_rate(counts)
-    return rates.amin(-1) / rates.amax(-1)
+    return _ratio(false_positive_rate(counts))
 
 
 def equalized_odds_difference_sum(counts: Tensor) -> Tensor:
@@ -241,6 +259,22 @@ def worst_cell_accuracy(counts: Tensor) -> Tensor:
     return (_correct(table) / table.sum(-1)).flatten(-2).amin(-1)
 
 
+# --- of scores -------------------------------------------------------------------------------------------
+
+
+def auroc(counts: Tensor) -> Tensor:
+    """Area under the ROC curve, `[...]`, of counts `[..., 2, levels]`: true class by score, from low to high.
+
+    The share of pairs, one example of each class, in which that of class 1 has the higher score; a tie is a half.
+
+    >>> float(auroc(torch.tensor([[2, 1, 0], [0, 1, 3]])))      # of 12 pairs 11 are in order and one is a tie
+    0.9583333333333334
+    """
+    negative, positive = counts.double().unbind(-2)
+    below = negative.cumsum(-1) - negative / 2
+    return (positive * below).sum(-1) / (positive.sum(-1) * negative.sum(-1))
+
+
 @dataclass(frozen=True)
 class Metric:
     """A scalar metric: `function(counts) -> [...]`, a title, a unit ("%", "" for a fraction), what is better.
@@ -260,15 +294,18 @@ METRICS: dict[str, Metric] = {
         (accuracy, "Accuracy", "", "higher"),
         (weighted_f1, "Weighted F1", "", "higher"),
         (error, "Error (100 - weighted F1)", "%", "lower"),
+        (positive_class_f1, "F1 of the positive class", "", "higher"),
         (min_class_f1, "Smallest class F1", "", "higher"),
         (class_f1_gap, "Class F1 gap", "", "lower"),
         (min_class_recall, "Smallest class recall", "", "higher"),
         (class_recall_gap, "Class recall gap", "", "lower"),
         (demographic_parity_difference, "Demographic parity difference", "", "lower"),
+        (demographic_parity_ratio, "Demographic parity ratio", "", "higher"),
         (equalized_odds_difference_sum, "Equalized odds difference (sum)", "", "lower"),
         (equalized_odds_difference_max, "Equalized odds difference (maximum)", "", "lower"),
         (equalized_odds_one_vs_rest_max, "Equalized odds difference (group against rest)", "", "lower"),
         (equal_opportunity_difference, "Equal opportunity difference", "", "lower"),
+        (true_positive_rate_ratio, "True positive rate ratio", "", "higher"),
         (false_positive_rate_difference, "False positive rate difference", "", "lower"),
         (false_positive_rate_ratio, "False positive rate ratio", "", "higher"),
         (worst_group_accuracy, "Worst-group accuracy", "", "higher"),

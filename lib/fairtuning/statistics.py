@@ -51,6 +51,22 @@ def resampled_counts(
     return out.reshape(resamples, *prediction.shape[:-1], groups, classes, classes)
 
 
+def resampled_score_counts(
+    scores: Tensor, label: Tensor, *, classes: int, levels: int, resamples: int = 1000, seed: int = 0
+) -> Tensor:
+    """Counts of class by score under the resampling that `resampled_counts` draws for as many examples.
+
+    Shapes: integer scores `[runs, N]`, 0 to `levels` - 1, and label `[N]`; result `[resamples, runs, classes, levels]`
+    float32.
+    """
+    cell = label.long() * levels + scores.long()
+    out = torch.zeros(resamples, len(scores), classes * levels)
+    for rows, weights in _weights(len(label), resamples=resamples, seed=seed):
+        for run, index in enumerate(cell):
+            out[rows, run] = torch.zeros(len(weights), classes * levels).index_add_(1, index, weights)
+    return out.reshape(resamples, len(scores), classes, levels)
+
+
 def _weights(n: int, *, resamples: int, seed: int):
     """Yield (slice of resamples, float32 weights [b, n]): how often each example is drawn in n draws."""
     generator = torch.Generator().manual_seed(seed)  # always on the CPU: the same numbers on every device
