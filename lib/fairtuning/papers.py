@@ -7,11 +7,12 @@ from typing import Any
 import yaml
 
 STUDIES = ("zhang2024", "sukumaran2024", "kamalaruban2025")
+OWN = ("bench",)  # of ours: claims, but nothing published
 
 
 def read_yaml(folder: str, study: str) -> Any:
     """Content of ``fairtuning/<folder>/<study>.yaml``. ValueError where this study has no such file."""
-    present = {name: files("fairtuning").joinpath(folder, f"{name}.yaml") for name in STUDIES}
+    present = {name: files("fairtuning").joinpath(folder, f"{name}.yaml") for name in (*STUDIES, *OWN)}
     present = {name: file for name, file in present.items() if file.is_file()}
     if study not in present:
         raise ValueError(f"no {folder} of study {study!r}; permitted: {', '.join(present)}")

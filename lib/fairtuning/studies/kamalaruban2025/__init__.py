@@ -1,0 +1,27 @@
+"""arXiv 2503.05684: LoRA fine-tuning when the developer may not see the sensitive attribute, an auditor may.
+
+``configuration`` holds what a run is and which runs each question needs, ``work`` what one run does, ``tables`` how
+records become the quantities that claims are about. The methods themselves are in ``collaboration.parties``.
+"""
+
+from fairtuning.studies.kamalaruban2025.configuration import (
+    LABELS,
+    NAME,
+    PROFILES,
+    Run,
+    configuration,
+    key,
+    offered,
+    plan,
+    resolve,
+    seeded,
+    selected,
+    units,
+)
+from fairtuning.studies.kamalaruban2025.tables import cell, quantities, results
+from fairtuning.studies.kamalaruban2025.work import work
+
+__all__ = [
+    "LABELS", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "offered", "plan", "quantities", "resolve",
+    "results", "seeded", "selected", "units", "work",
+]  # fmt: skip

@@ -1,0 +1,209 @@
+"""What one of P3's runs does: developer and auditor exchange adapters, an evaluator looks at what came of it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache, lru_cache
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairtuning import backbones, datasets
+from fairtuning.collaboration import exchange
+from fairtuning.collaboration.parties import (
+    ONCE,
+    Auditor,
+    Developer,
+    Encoder,
+    Evaluator,
+    Plan,
+    auditor_view,
+    developer_view,
+    parties,
+    turns,
+)
+from fairtuning.collaboration.transcript import Transcript
+from fairtuning.datasets import images
+from fairtuning.networks import Parameters, head
+from fairtuning.records import examples_line, make_record
+from fairtuning.runs import Record, RunError, environment, pack
+from fairtuning.studies.kamalaruban2025.configuration import VERSIONS, Run, selected, task_key
+from fairtuning.studies.sukumaran2024.work import small
+
+LEVELS = 256  # a score is kept as one byte
+KNOWN = 100  # images with a known attribute, for someone who would fit a predictor to an adapter that was sent
+
+
+def work(unit: Sequence[Run]) -> list[Record]:
+    """The records (and the lines they refer to) of the runs of a unit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(unit[0].threads)
+    try:
+        lines = [environment()]
+        for run in unit:
+            data = load(run)
+            lines += [examples_line(data, split, task_key(run)) for split in ("validation", "test")]
+            lines.append(_record(run, data))
+        return lines
+    finally:
+        torch.set_num_threads(threads)
+
+
+def load(run: Run) -> datasets.GroupedData:
+    """Images, label and attribute of a run; "" for either is the data set's default, for who does not look at it."""
+    return _load(run.data, run.label, run.attribute, run.size, run.edition)
+
+
+@cache
+def _load(name: str, label: str, attribute: str, size: int | str, edition: str) -> datasets.GroupedData:
+    if datasets.source(name).needs == "nothing":
+        return datasets.load(name)
+    wanted = {what: value for what, value in (("label", label), ("group", attribute)) if value}
+    return datasets.load(name, size=size, edition=edition, **wanted)
+
+
+# ------------------------------------------------------------------------------------------------- what runs share
+def encoder(run: Run) -> Encoder:
+    """The frozen backbone of a run, with what it makes of all images before its first adapter; kept by a process."""
+    return _encoder(untrained(run))
+
+
+def untrained(run: Run) -> Run:
+    """What matters of a run before an adapter is trained."""
+    names = ("data", "size", "edition", "backbone", "weights", "layers", "blocks", "rank", "alpha", "precision")
+    return Run(label="", attribute="", device=run.device, **{name: getattr(run, name) for name in names})
+
+
+@lru_cache(maxsize=1)
+def _encoder(run: Run) -> Encoder:
+    if run.backbone == "small":
+        backbone, _ = small(classes=2, seed=0)
+        backbone.model.reset_classifier(0)
+    else:
+        size = images.parse_size(run.size)
+        backbone = backbones.load(run.backbone, classes=0, size=size, weights=run.weights)
+    return Encoder(
+        backbone,
+        load(run).inputs,
+        rank=run.rank,
+        alpha=run.alpha,
+        layers=run.layers,
+        blocks=run.blocks,
+        precision=run.precision,
+        device=run.device,
+    )
+
+
+def plan_of(run: Run) -> Plan:
+    """What the two parties agree on."""
+    return Plan(**{field.name: getattr(run, field.name) for field in fields(Plan) if hasattr(run, field.name)})
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitive:
+    """A sensitive adapter and head as the auditor trained them, its accuracy on validation images, seconds taken."""
+
+    known: tuple[Parameters, Parameters]
+    accuracy: float
+    seconds: float
+
+
+def sensitive(run: Run) -> Sensitive:
+    """The auditor's sensitive step, which many runs of one seed share; kept by a process."""
+    trained = "trained" if run.sensitive == "random" else run.sensitive
+    return _sensitive(
+        replace(run, method="orth", strength=0.0, rounds=1, sensitive=trained, evaluate="validation", label="")
+    )
+
+
+@lru_cache(maxsize=64)
+def _sensitive(run: Run) -> Sensitive:
+    before = time.perf_counter()
+    view, frozen = auditor_view(load(run), images=run.images), encoder(run)
+    adapter, own_head = Auditor(frozen, view, plan_of(run)).sensitive_step()
+    features = frozen.all_features(adapter, view.rows["validation"])
+    right = head(own_head, features).argmax(-1).cpu() == view.target["validation"]
+    return Sensitive((adapter, own_head), round(float(right.double().mean()), 6), time.perf_counter() - before)
+
+
+@lru_cache(maxsize=2)
+def _frozen_features(run: Run) -> dict[str, Tensor]:
+    """Of validation and test images by the backbone alone: a new adapter changes nothing."""
+    frozen, data = encoder(run), load(run)
+    return {split: frozen.all_features(frozen.adapter(0), data.part(split)).cpu() for split in ("validation", "test")}
+
+
+def party(name: str, settings: Mapping[str, Any], transcript: Transcript) -> Developer | Auditor:
+    """The party ``name`` of a run, as ``collaboration.flower`` makes it on its own machine: a factory for its nodes.
+
+    ``settings``: ``profile``; ``run``, a label such as Orth; the fields of Run that a search would select
+    (``learning_rate``, ``strength``), and any other. ``turns(plan_of(run))`` has the order and the number of turns.
+    """
+    run, _ = selected(settings["run"], settings["profile"], lambda run: None)
+    run = replace(run, **{field.name: settings[field.name] for field in fields(Run) if field.name in settings})
+    view = {"developer": developer_view, "auditor": auditor_view}[name](load(run), images=run.images)
+    kind = {"developer": Developer, "auditor": Auditor}[name]
+    return kind(encoder(run), view, plan_of(run), transcript=transcript)
+
+
+# --------------------------------------------------------------------------------------------------------------- a run
+def _record(run: Run, data: datasets.GroupedData) -> Record:
+    frozen, plan = encoder(run), plan_of(run)
+    shared = sensitive(run) if run.method in ONCE else None
+    before = time.perf_counter()
+    try:
+        found = parties(frozen, data, plan, images=run.images, known=shared and shared.known)
+        heads = exchange(found, turns(plan))["heads"]
+        developer = found["developer"]
+        features = {split: developer.features(data.part(split)) for split in ("validation", run.evaluate)}
+        scores = {split: developer.classify(values) for split, values in features.items()}
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if "memory" not in str(error):
+            raise
+        raise RunError(f"out of memory at batch_size {run.batch_size}, size {run.size}; lower one of them") from None
+    evaluator = Evaluator(data)
+    sizes = [line["size"] for one in found.values() for line in one.transcript.lines if line["direction"] == "sent"]
+    record = make_record(
+        run,
+        data,
+        version=VERSIONS[run.method],
+        scores=scores,
+        history=[round(accuracy, 4) for accuracy in developer.curve],
+        parameters=sum(developer.model[name].numel() for name in (*frozen.shapes, "W", "b")),
+        seconds=time.perf_counter() - before,
+    )
+    record |= {
+        "oracle": {name: round(value, 6) for name, value in evaluator.gaps(scores["validation"], "validation").items()},
+        "kept": developer.kept,
+        "messages": {"number": len(sizes), "bytes": sum(sizes), "heads": heads},
+        "backbone": {
+            "name": frozen.backbone.name,
+            "weights": frozen.backbone.digest,
+            "packages": {name: metadata.version(name) for name in ("timm", "peft")},
+        },
+    }
+    if shared is not None:
+        record["auditor"] = {"accuracy": {"validation": shared.accuracy}, "seconds": round(shared.seconds, 3)}
+    if run.evaluate == "test":
+        record |= _looked_at(run, evaluator, developer, features, scores["test"])
+    return record
+
+
+def _looked_at(
+    run: Run, evaluator: Evaluator, developer: Developer, features: dict[str, Tensor], scores: Tensor
+) -> Record:
+    """What else the evaluator sees in test images: scores, and what features tell of the attribute."""
+    plain, groups = _frozen_features(untrained(run)), len(evaluator.data.group_names)
+    probes = {"trained": evaluator.probe(features), "frozen": evaluator.probe(plain)}
+    if developer.sensitive:  # an adapter that was sent: what it is worth to someone who knows the attribute of a few
+        rows = {split: evaluator.data.part(split) for split in plain}
+        sent = {split: developer.encoder.all_features(developer.sensitive, index) for split, index in rows.items()}
+        few = {"examples": KNOWN, "seed": run.seed}
+        probes |= {"sent, few": evaluator.probe(sent, **few), "frozen, few": evaluator.probe(plain, **few)}
+    share = scores.double().softmax(-1)[:, 1]
+    return {
+        "scores": {"test": pack((share * (LEVELS - 1)).round().long().tolist(), classes=LEVELS)},
+        "probes": {name: pack(predicted.tolist(), classes=groups) for name, predicted in probes.items()},
+    }
