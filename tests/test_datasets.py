@@ -382,8 +382,37 @@ def test_digits_refuses_an_alignment_that_is_none():
         refused(lambda alignment=alignment: datasets.load("digits", alignment=alignment), str(alignment), "0.5")
 
 
+@pytest.mark.parametrize("label", ["parity", "digit"])
+def test_parity_on_two_grounds(label):
+    data = datasets.load("parity", label=label)
+    assert data.inputs.dtype == torch.uint8 and data.inputs.shape[1:] == (3, 8, 8)
+    assert data.digest == datasets.load("parity", label=label).digest
+    assert data.digest != datasets.load("parity", label=label, alignment=0.8).digest
+    training = data.split == 1
+    assert float((data.label % 2 == data.group)[training].double().mean()) == pytest.approx(0.95, abs=0.03)
+    for split in (0, 2, 3):  # every image once on each ground, and its ink is the same
+        index = torch.nonzero(data.split == split).squeeze(1)
+        first, second = index.chunk(2)
+        assert torch.equal(data.label[first], data.label[second])
+        assert torch.equal(data.group[first], 1 - data.group[second])
+        ink = [
+            (data.inputs[part] - ground).float() / (255 - ground)
+            for part in (first, second)
+            for ground in [torch.tensor(embedded.GROUNDS)[data.group[part]][:, :, None, None]]
+        ]
+        assert torch.allclose(*ink, atol=0.05)
+    digits = datasets.load("digits")
+    assert torch.equal(data.split[:1797], digits.split[:1797])  # the same parts
+    assert torch.equal(data.label[:1797] % 2, digits.label[:1797] % 2)
+
+
+def test_parity_refuses_what_it_does_not_have():
+    refused(lambda: datasets.load("parity", label="colour"), "'colour'", "parity, digit")
+    refused(lambda: datasets.load("parity", alignment=0.4), "0.4", "0.5")
+
+
 # ---------------------------------------------------------------------------------------------------------- contract
-@pytest.mark.parametrize("name", ["census", "digits"])
+@pytest.mark.parametrize("name", ["census", "digits", "parity"])
 def test_contract(name):
     data = datasets.load(name)
     assert datasets.fetch(name) == [] and data.digest[:12] in datasets.verify(name)[0]

@@ -222,6 +222,20 @@ def test_bad_metadata(mirror, few, old, new, words):
     assert left_over() == []
 
 
+def test_pack_by_the_command_line(mirror, few, capsys):
+    from fairtuning import cli
+
+    bird = "waterbirds_v1.0/001.Some Bird/Bird_0000_é.jpg"
+    mirror("waterbirds", {"waterbirds_v1.0.tar.gz": make_tar(birds(spoil={bird: b"no image"}))})
+    command = ["data", "pack", "waterbirds", "--size", "24x16"]
+    refused(lambda: cli.app(command, standalone_mode=False), "1 faulty image", "Bird_0000_é.jpg cannot be decoded")
+    cli.app([*command, "--faulty", "skip"], standalone_mode=False)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("waterbirds: 23 images, edition tiny at 24x16, digest ")
+    assert "left out: 001.Some Bird" in second
+    assert datasets.load("waterbirds", size="24x16", faulty="skip").digest.startswith(first.rpartition(" ")[2])
+
+
 # -------------------------------------------------------------------------------------------- faulty images, one by one
 def test_faulty_images_are_named_and_counted(mirror, few):
     bird = "waterbirds_v1.0/001.Some Bird/Bird_0000_é.jpg"

@@ -12,6 +12,7 @@ from fairtuning.studies.zhang2024.configuration import (
     Run,
     configuration,
     key,
+    offered,
     plan,
     resolve,
     seeded,
@@ -22,7 +23,6 @@ from fairtuning.studies.zhang2024.tables import CELLS, METRIC, cell, quantities,
 from fairtuning.studies.zhang2024.work import work
 
 __all__ = [
-    "CELLS", "LABELS", "METRIC", "NAME", "PROFILES", "SECONDS", "Run", "cell", "configuration", "key", "plan",
-    "quantities",
-    "resolve", "results", "seeded", "selected", "units", "work",
+    "CELLS", "LABELS", "METRIC", "NAME", "PROFILES", "SECONDS", "Run", "cell", "configuration", "key", "offered",
+    "plan", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

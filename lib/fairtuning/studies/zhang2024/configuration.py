@@ -7,6 +7,8 @@ from functools import cache
 from itertools import groupby, product
 
 from fairtuning import FairtuningError
+from fairtuning.datasets import DataError
+from fairtuning.features import STAGES
 from fairtuning.runs import Record, key_of
 from fairtuning.studies import planning
 
@@ -18,7 +20,7 @@ SECONDS = 0.2  # of one run on one core, roughly: what `run --dry-run` says befo
 class Pretraining:
     """How the network that is fine-tuned came about (the paper is silent on optimiser, rate, batch and epochs)."""
 
-    hidden: tuple[int, ...] = (20, 20)  # 13 -> 20 -> 20 -> 2: the paper's 742 parameters
+    hidden: tuple[int, ...] = (20, 20)  # 13 -> 20 -> 20 -> 2: the paper's 742 parameters; (): a head alone, a probe
     penalty: str = "none"  # none, equalized_odds or demographic_parity
     intensity: float = 0.0
     form: str = "convex"  # (1 - intensity) CE + intensity penalty, our reading; "additive": CE + intensity penalty
@@ -33,6 +35,12 @@ class Run:
 
     data: str = "adult"
     encoding: str = "integer"
+    size: str = ""  # of images, a side or "height x width"; likewise the next four
+    edition: str = ""
+    label: str = ""  # what the head predicts; "all": every attribute at once
+    attribute: str = ""  # whose values are the groups
+    backbone: str = ""  # whose frozen features the head sees, in timm's words (or features.STAGES)
+    weights: str = "pretrained"  # of the backbone
     split_seed: int = 0
     pretraining: Pretraining = Pretraining()
     method: str = "head"  # pre-trained (nothing more), head (TL), factored head, network (Retrain)
@@ -64,9 +72,42 @@ VERSIONS = {"pre-trained": 1, "head": 1, "factored head": 1, "network": 1}
 RATES = {"adam": (0.0003, 0.001, 0.003, 0.01), "sgd": (0.001, 0.003, 0.01, 0.03)}
 SEARCH_SEEDS = 5
 
+#: Tasks on images: what the head predicts from frozen features, and the groups. The first two are the paper's.
+IMAGES = {
+    "celeba": {"data": "celeba", "label": "Wavy_Hair", "attribute": "Male"},
+    "lfw": {"data": "lfw", "label": "gender", "attribute": "Heavy_Makeup"},
+    "40 attributes": {"data": "celeba", "label": "all", "attribute": "Male"},
+}
+#: Modifiers that name a backbone: those with weights of the compact profile, then the paper's.
+BACKBONES = {
+    "vit-tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "mobilenetv2": "mobilenetv2_100.onnxzoo_in1k",
+    "resnet18 stages 1-3": STAGES,
+    "resnet18": "resnet18.tv_in1k",
+    "resnet50": "resnet50.tv_in1k",
+    "densenet121": "densenet121.tv_in1k",
+}
+
+
+def _images(backbones: Sequence[str], celeba: dict, lfw: dict) -> dict[str, dict]:
+    """The tasks on images of a profile. The probe's and the heads' settings are searched (the paper is silent)."""
+    heads = {
+        "backbones": backbones,
+        "pretraining": [{"learning_rate": rate, "batch_size": 512, "epochs": 10} for rate in RATES["adam"]],
+        "rates": RATES,
+    }
+    return {name: {"place": lfw if name == "lfw" else celeba} | heads for name in IMAGES}
+
+
+#: "data": its data sets, each with what it has of its own. The first is the one of labels that name none.
 PROFILES = {
     "paper": {
-        "data": "adult",
+        "data": {"adult": {}}
+        | _images(
+            ("resnet18", "resnet50", "densenet121"),
+            {"size": "224", "edition": "official"},
+            {"size": "224", "edition": "official"},
+        ),
         "seeds": 10,
         "pretraining": [
             {"learning_rate": rate, "batch_size": batch, "epochs": epochs}
@@ -75,15 +116,20 @@ PROFILES = {
         "rates": RATES,
     },
     "classroom": {
-        "data": "census",
+        "data": {"census": {}},
         "seeds": 5,
         "pretraining": [{"learning_rate": 0.003, "batch_size": 128, "epochs": 10}],
         "rates": {"adam": (0.003,), "sgd": (0.01,)},
     },
 }
-# Adult needs no reduced size; compact is the paper's data with fewer seeds and one setting each.
+# Adult needs no reduced size; compact is the paper's data with one setting each, and images at reduced size.
 PROFILES["compact"] = PROFILES["paper"] | {
-    "seeds": 5,
+    "data": {"adult": {}}
+    | _images(
+        ("vit-tiny", "mobilenetv2", "resnet18 stages 1-3"),
+        {"size": "80x64", "edition": "resized-64-20000"},
+        {"size": "80", "edition": "resized-80-boolean"},
+    ),
     "pretraining": [{"learning_rate": 0.003, "batch_size": 128, "epochs": 30}],
     "rates": {"adam": (0.003,), "sgd": (0.01,)},
 }
@@ -100,6 +146,8 @@ METHODS = {
     "normalised": {"method": "factored head", "weighting": "normalised"},
     "female only": {"method": "factored head", "weighting": "group_0"},
     "male only": {"method": "factored head", "weighting": "group_1"},
+    "first group only": {"method": "factored head", "weighting": "group_0"},
+    "second group only": {"method": "factored head", "weighting": "group_1"},
     "pooled": {"method": "factored head", "weighting": "pooled"},
     "random": {"method": "factored head", "weighting": "random"},
     "Retrain": {"method": "network"},
@@ -107,7 +155,6 @@ METHODS = {
 MODIFIERS = {
     "sgd": {"optimiser": "sgd"},
     "converged": {"optimiser": "lbfgs"},
-    "r=1": {"rank": 1},
     "true Fisher": {"fisher": "true"},
     "own heads": {"heads": "by group"},
     "one-hot": {"encoding": "one-hot"},
@@ -126,7 +173,9 @@ def resolve(label: str) -> Run:
     """The run that a label names, before its learning rate is selected and its seed and data are set.
 
     ``METHOD``, then ``+EO 0.5`` (penalty during fine-tuning) or `` after DP 0.1`` (during pre-training; ``pre-trained
-    DP 0.1`` for that network itself), then modifiers: ``/sgd``, ``/r=1``, ``/alpha=0.7``, ``/MLP-4``, ``/epochs=10``...
+    DP 0.1`` for that network itself), then modifiers: ``/sgd``, ``/r=1``, ``/alpha=0.7``, ``/MLP-4``, ``/epochs=10``;
+    ``/celeba``, ``/lfw`` or ``/40 attributes`` for images, and ``/resnet50`` for the backbone that makes features of
+    them; ``pre-trained`` is then the linear probe that the others start from.
     """
     match = PATTERN.fullmatch(label)
     if match is None:
@@ -145,8 +194,15 @@ def resolve(label: str) -> Run:
             run = replace(run, pretraining=replace(run.pretraining, **penalty))
     for modifier in match["modifiers"].split("/")[1:]:
         run = _modify(run, modifier)
-    if not 1 <= run.rank <= 2:
-        raise FairtuningError(f"rank is {run.rank} in {label!r}; a head with 2 outputs allows 1 or 2")
+    outputs = 40 if run.label == "all" else 2
+    if not 1 <= run.rank <= outputs:
+        raise FairtuningError(f"rank is {run.rank} in {label!r}; a head with {outputs} outputs allows 1 to {outputs}")
+    if run.label and (run.pretraining.hidden or run.encoding != Run.encoding or run.keep != Run.keep):
+        raise FairtuningError(f"{label!r}: images have no hidden layers, encoding, stored Fisher or representations")
+    if run.label == "all" and (run.penalty != "none" or run.pretraining.penalty != "none" or run.heads != "shared"):
+        raise FairtuningError(f"{label!r}: a head of 40 attributes has no penalty and no own heads")
+    if run.backbone and not run.label:
+        raise FairtuningError(f"{label!r} names a backbone; only images ({', '.join(IMAGES)}) have one")
     return run
 
 
@@ -158,10 +214,16 @@ def _modify(run: Run, modifier: str) -> Run:
         return replace(run, pretraining=replace(run.pretraining, **form))
     if modifier in MODIFIERS:
         return replace(run, **MODIFIERS[modifier])
+    if modifier in IMAGES:
+        return replace(run, **IMAGES[modifier], pretraining=replace(run.pretraining, hidden=()))
+    if modifier in BACKBONES:
+        return replace(run, backbone=modifier)
     name, _, value = modifier.partition("=")
     try:
         if name == "alpha" and 0 <= float(value) <= 1:
             return replace(run, alpha=float(value))
+        if name == "r":
+            return replace(run, rank=int(value))
         if name in ("epochs", "batch_size") and int(value) >= 1:
             return replace(run, **{name: int(value)})
         if modifier.startswith("MLP-") and 1 <= int(modifier[4:]) <= 9:
@@ -169,7 +231,8 @@ def _modify(run: Run, modifier: str) -> Run:
     except ValueError:
         pass
     raise FairtuningError(
-        f"unknown modifier {modifier!r}; allowed: {', '.join(MODIFIERS)}, alpha=0..1, epochs=N, batch_size=N, MLP-N"
+        f"unknown modifier {modifier!r}; allowed: {', '.join([*MODIFIERS, *IMAGES, *BACKBONES])}, r=N, alpha=0..1, "
+        "epochs=N, batch_size=N, MLP-N"
     )
 
 
@@ -194,7 +257,13 @@ def alpha_label(alpha: float, orientation: str = "female") -> str:
     return "OURS" if weight == 0.5 else f"OURS/alpha={weight:.4g}"
 
 
-#: Which runs each table and figure needs, by its slug in published/zhang2024.yaml.
+#: With 40 outputs truncation leaves something out, so that weights can matter.
+RANKS = (1, 2, 4, 8, 16)
+WEIGHTINGS = ("f+SVD", "pooled", "OURS")
+IMAGE_CONTROLS = ("first group only", "second group only", "pooled", "random")
+IMAGE_FACTORS = ("f+SVD/sgd", "OURS/sgd", "f+SVD/r=1", "OURS/r=1")
+
+#: Which runs each table and figure needs, by its slug in published/zhang2024.yaml; on images with the data's name.
 LABELS: dict[str, list[str]] = {
     "table1": ["pre-trained"],
     "table2": [f"{m} {p}" for p in PENALISED for m in ("pre-trained", "TL after", "OURS after")],
@@ -220,10 +289,52 @@ LABELS: dict[str, list[str]] = {
     ] + ["random/sgd", "random/r=1", "pooled/r=1", "random/sgd/r=1", "TL/one-hot", "f+SVD/one-hot", "OURS/one-hot"],
     "sensitivity": SENSITIVITY,
 }  # fmt: skip
+for _data in ("celeba", "lfw"):
+    LABELS[f"figure4-{_data}"] = [f"{m}/{_data}" for m in LABELS["figure4"]]
+    LABELS[f"table4-{_data}"] = [f"{m}/{_data}/{b}" for b in list(BACKBONES)[1:] for m in ("TL", "OURS")]
+    LABELS[f"controls-{_data}"] = [f"{m}/{_data}" for m in (*IMAGE_CONTROLS, *IMAGE_FACTORS)]
+LABELS["attributes"] = [
+    *(f"{m}/40 attributes" for m in ("pre-trained", "TL")),
+    *(f"{m}/40 attributes/r={rank}" for rank in RANKS for m in WEIGHTINGS),
+]
 
 
 # --------------------------------------------------------------------------------------------- search and selection
 Lookup = Callable[[Run], Record | None]
+
+
+def place_of(run: Run) -> str | None:
+    """The key of a run's data among a profile's; None for the profile's first."""
+    return next((name for name, task in IMAGES.items() if run.label and task["label"] == run.label), None)
+
+
+def task_of(run: Run) -> str:
+    """What tells label and group of a run from others of the same images; "" where the data has one pair."""
+    return f"{run.label}-{run.attribute}" if run.label else ""
+
+
+def where(run: Run) -> tuple:
+    """All that says which inputs, labels, groups and splits a run sees, and as what numbers."""
+    return (
+        run.data, run.encoding, run.size, run.edition, run.label, run.attribute, run.backbone, run.weights,
+        run.split_seed, run.precision, run.device,
+    )  # fmt: skip
+
+
+def offered(label: str, profile_name: str) -> bool:
+    """Whether a profile has the data set and the backbone that a label names."""
+    run, data = resolve(label), PROFILES[profile_name]["data"]
+    place = place_of(run)
+    return place is None or (place in data and run.backbone in ("", *data[place]["backbones"]))
+
+
+def _settings(run: Run, profile: dict) -> dict:
+    """A profile with what the run's data set has of its own, and the run's fields that say where its data is."""
+    name = place_of(run)
+    if name is None:
+        return profile | {"place": {"data": next(iter(profile["data"]))}}
+    own = profile["data"][name]
+    return profile | own | {"place": own["place"] | {"backbone": BACKBONES[run.backbone or own["backbones"][0]]}}
 
 
 def _rated(run: Run, profile: dict) -> tuple[float, ...]:
@@ -233,7 +344,7 @@ def _rated(run: Run, profile: dict) -> tuple[float, ...]:
 
 def _searched(run: Run, profile: dict) -> Run:
     """What a search varies nothing of: method, weighting and penalties stay, alpha shares the setting of 1/2."""
-    return replace(run, data=profile["data"], alpha=0.5, keep="predictions", evaluate="validation")
+    return replace(run, **profile["place"], alpha=0.5, keep="predictions", evaluate="validation")
 
 
 def _best(candidates: Sequence[Run], lookup: Lookup, seeds: int) -> Run | None:
@@ -253,7 +364,11 @@ def seeded(run: Run, seed: int) -> Run:
 
 def _plain_pretraining(run: Run, profile: dict) -> Run:
     """The network on which batch and epochs are selected: the same depth and encoding, no penalty."""
-    return _searched(Run(method="pre-trained", encoding=run.encoding), profile)
+    plain = Run(method="pre-trained", encoding=run.encoding)
+    if run.label:
+        task = {"data": run.data, "label": run.label, "attribute": run.attribute}
+        plain = replace(plain, **task, pretraining=Pretraining(hidden=()))
+    return _searched(plain, profile)
 
 
 def selected(label: str, profile_name: str, lookup: Lookup, seeds: int) -> tuple[Run, list[list[Run]]]:
@@ -262,8 +377,11 @@ def selected(label: str, profile_name: str, lookup: Lookup, seeds: int) -> tuple
     Where a search is unfinished its first candidate stands in, so that the number of runs can be told beforehand.
     (1) batch, epochs and rate of plain pre-training from the profile's grid; (2) with that batch and these epochs, the
     rate of the label's own pre-training where it differs (penalty, depth); (3) the rate of fine-tuning. Always rule R1.
+    With 40 attributes (3) is one search for all.
     """
-    profile = PROFILES[profile_name]
+    if not offered(label, profile_name):
+        raise FairtuningError(f"{label!r} is not offered in profile {profile_name}")
+    profile = _settings(resolve(label), PROFILES[profile_name])
     seeds = min(seeds, SEARCH_SEEDS)
     run = _searched(resolve(label), profile)
     searches = []
@@ -292,7 +410,10 @@ def selected(label: str, profile_name: str, lookup: Lookup, seeds: int) -> tuple
     rates = _rated(run, profile)
     if rates:
         run = replace(run, batch_size=run.batch_size or pretraining.batch_size, epochs=run.epochs or pretraining.epochs)
-        run = choose([replace(run, learning_rate=rate) for rate in rates])
+        tried = run
+        if run.label == "all":  # factored heads of every rank and weighting share the rate of the ordinary head
+            tried = replace(run, method="head", weighting="none", rank=Run.rank)
+        run = replace(run, learning_rate=choose([replace(tried, learning_rate=rate) for rate in rates]).learning_rate)
     named = resolve(label)
     return replace(run, alpha=named.alpha, keep=named.keep, evaluate=_evaluated(label)), searches
 
@@ -308,10 +429,15 @@ def label_seeds(label: str, seeds: int) -> int:
 
 
 def plan(profile_name: str, labels: Iterable[str], seeds: int, lookup: Lookup) -> Generator[list[Run], None, None]:
-    """Phases of runs: each search before what it selects for, then the selected runs. Compute one, ask for the next."""
+    """Phases of runs: each search before what it selects for, then the selected runs. Compute one, ask for the next.
+
+    Labels that the profile does not offer are left out, and those whose images are not here, unless all are.
+    """
     planning.check(PROFILES, profile_name, seeds)
+    wanted = [label for label in labels if offered(label, profile_name)]
+    here = [label for label in wanted if _is_here(label, profile_name)]
     yield from planning.phases(
-        list(labels),
+        here or wanted,
         lambda label: selected(label, profile_name, lookup, seeds),
         seeded=seeded,
         search_seeds=min(seeds, SEARCH_SEEDS),
@@ -319,9 +445,20 @@ def plan(profile_name: str, labels: Iterable[str], seeds: int, lookup: Lookup) -
     )
 
 
+def _is_here(label: str, profile_name: str) -> bool:
+    run = resolve(label)
+    if not run.label:
+        return True
+    run = replace(run, **_settings(run, PROFILES[profile_name])["place"])
+    try:
+        return bool(digest(run.data, run.size, run.edition))
+    except DataError:
+        return False
+
+
 @cache
-def digest(data: str) -> str:
-    """SHA-256 that stands for a data set, without reading it where the official files are fixed."""
+def published_digest(data: str, size: str = "", edition: str = "") -> str | None:
+    """SHA-256 that stands for the data of a run; nothing is read or fetched. None where no digest is published."""
     if data == "adult":
         import hashlib
 
@@ -329,22 +466,37 @@ def digest(data: str) -> str:
 
         return hashlib.sha256("".join(FILES.values()).encode()).hexdigest()
     from fairtuning import datasets
+    from fairtuning.datasets import images
 
-    return datasets.load(data).digest
+    if datasets.source(data).needs == "nothing":
+        return datasets.load(data).digest
+    return images.digest_of(datasets.source(data).call("RECIPE"), edition, size=size)
+
+
+@cache
+def digest(data: str, size: str = "", edition: str = "") -> str:
+    """The same, read from the data where none is published."""
+    from fairtuning import datasets
+
+    return published_digest(data, size, edition) or datasets.load(data, size=size, edition=edition).digest
+
+
+def key_with(run: Run, digest: str) -> str:
+    return key_of(run, digest=digest, version=VERSIONS[run.method])
 
 
 @cache
 def key(run: Run) -> str:
-    return key_of(run, digest=digest(run.data), version=VERSIONS[run.method])
+    return key_with(run, digest(run.data, run.size, run.edition))
 
 
 # -------------------------------------------------------------------------------------------------------------- units
 def shape(run: Run) -> tuple:
     """Runs of equal shape train together: all but seeds, source network, weighting and penalties is the same."""
     return (
-        run.data, run.encoding, run.split_seed, run.pretraining.hidden, run.method,
+        *where(run), run.pretraining.hidden, run.method,
         run.rank if "factored" in run.method else 0,
-        run.optimiser, run.learning_rate, run.batch_size, run.epochs, run.precision, run.threads, run.device,
+        run.optimiser, run.learning_rate, run.batch_size, run.epochs, run.threads,
     )  # fmt: skip
 
 

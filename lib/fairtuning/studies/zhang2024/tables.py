@@ -8,72 +8,105 @@ import torch
 
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.networks import count, mlp_parameters
+from fairtuning.records import examples_key
 from fairtuning.runs import Record, Store
 from fairtuning.statistics import Effect
+from fairtuning.studies.zhang2024.attributes import AttributeResults
 from fairtuning.studies.zhang2024.configuration import (
     ALPHAS,
+    IMAGES,
     LABELS,
     NAME,
     PENALISED,
     PROFILES,
+    Run,
     alpha_label,
-    digest,
-    key,
+    key_with,
     label_seeds,
+    offered,
+    place_of,
+    published_digest,
     resolve,
     seeded,
     selected,
+    task_of,
 )
 
+SPLITS = ("pretraining", "training", "validation", "test")
 #: The paper's column names and the metrics behind them.
 METRIC = {"Err": "error", "DP": "demographic_parity_difference", "EO": "equalized_odds_difference_sum"}
 
 
 @dataclass(frozen=True)
 class Ours:
-    """Our value of one cell: one number per seed, or one number (``exact``), and the records it comes from."""
+    """Our value of one cell: one number per seed, or one number (``exact``), the records it comes from, and, on images,
+    the backbone whose features the head saw."""
 
     values: torch.Tensor
     records: tuple[str, ...] = ()
     exact: bool = False
+    backbone: str = ""
 
 
-def results(store: Store, profile: str, *, labels: Sequence[str] | None = None, seeds: int | None = None) -> Results:
-    """What ``store`` holds for ``labels``: all that are evaluated on the test examples by default.
+def results(
+    store: Store,
+    profile: str,
+    *,
+    labels: Sequence[str] | None = None,
+    seeds: int | None = None,
+    data: str | None = None,
+) -> Results | AttributeResults:
+    """What ``store`` holds for ``labels`` on one data set of the profile (default: its first; "40 attributes" is one):
+    all that are evaluated on the test examples by default.
 
     A label counts as present when all its seeds are. ``LABELS["sensitivity"]`` are on the validation examples, and
-    cannot be mixed with others.
+    cannot be mixed with others. The data itself is not needed: where no digest of it is published, the records say
+    which they were made of.
     """
+    first = next(iter(PROFILES[profile]["data"]))
+    data = data or first
     seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
     wanted = (
         labels if labels is not None else [label for slug in LABELS if slug != "sensitivity" for label in LABELS[slug]]
     )
-    lookup = lambda run: store.records.get(key(run))  # noqa: E731
+    recorded = {_place(record["configuration"]): record["data"]["digest"] for record in store.records.values()}
+
+    def lookup(run: Run) -> Record | None:
+        digest = published_digest(run.data, run.size, run.edition) or recorded.get(_place(vars(run)))
+        return store.records.get(key_with(run, digest)) if digest else None
+
     found = {}
-    split = "test"
     for label in dict.fromkeys(wanted):
+        if (place_of(resolve(label)) or first) != data or not offered(label, profile):
+            continue
         run, _ = selected(label, profile, lookup, seeds)
         records = [lookup(seeded(run, seed)) for seed in range(label_seeds(label, seeds))]
         if all(record is not None for record in records):
             found[label] = records
-            split = run.evaluate
-    prefix = f"{digest(PROFILES[profile]['data'])[:16]}-"
-    sizes = {
-        name.removeprefix(prefix): entry["label"]["n"]
-        for name, entry in store.examples.items()
-        if name.startswith(prefix)
-    }
-    examples = store.examples.get(prefix + split)
-    if examples is None:
+    if not found:
         raise MissingRuns(
             f"missing runs: {NAME} has no records in profile {profile}; `fairtuning run {NAME}` makes them"
         )
-    return Results(found, examples, sizes=sizes)
+    record = next(iter(found.values()))[0]
+    digest, task = record["data"]["digest"], task_of(Run(**record["configuration"]))
+    splits = {split: store.examples.get(examples_key(digest, split, task)) for split in SPLITS}
+    split = record["configuration"]["evaluate"]
+    if record["configuration"].get("label") == "all":
+        return AttributeResults(found, splits[split])
+    return Results(found, splits[split], sizes={name: line["label"]["n"] for name, line in splits.items() if line})
+
+
+def _place(configuration: dict) -> tuple:
+    return tuple(configuration.get(name, "") for name in ("data", "size", "edition"))
 
 
 # -------------------------------------------------------------------------------------------------------------- cells
 def _metric(results: Results, label: str, metric: str) -> Ours:
-    return Ours(results.values(label, metric), tuple(record["key"] for record in results.records(label)))
+    if results.data_name in IMAGES:
+        label = f"{label}/{results.data_name}"
+    records = results.records(label)
+    backbone = records[0].get("backbone", {}).get("name", "")
+    return Ours(results.values(label, metric), tuple(record["key"] for record in records), backbone=backbone)
 
 
 def _number(value: float, *records: Record) -> Ours:

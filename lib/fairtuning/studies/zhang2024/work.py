@@ -8,18 +8,21 @@ import torch
 from torch import Tensor
 
 from fairtuning import datasets
+from fairtuning import features as frozen_features
 from fairtuning.factorization import low_rank, neutralise
 from fairtuning.fisher import head_fisher
 from fairtuning.losses import PENALTIES, cross_entropy
 from fairtuning.networks import Parameters, count, features, head, mlp, mlp_parameters, stack
 from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, environment
-from fairtuning.studies.zhang2024.configuration import VERSIONS, Pretraining, Run
+from fairtuning.studies.zhang2024 import attributes
+from fairtuning.studies.zhang2024.configuration import VERSIONS, Pretraining, Run, task_of, where
 from fairtuning.training import Batch, train, train_to_convergence
 
 _data: dict[tuple, datasets.GroupedData] = {}
 _pretrained: dict[tuple, tuple[Parameters, list[float], float]] = {}  # _source -> weights, history, seconds
 RESAMPLES = 200  # of the Fisher profiles
+PRECISION = "bfloat16"  # in which frozen features are computed
 
 
 def work(unit: Sequence[Run]) -> list[Record]:
@@ -32,30 +35,44 @@ def work(unit: Sequence[Run]) -> list[Record]:
         sources = [_pretrain(unit, data)[run_key] for run_key in map(_source, unit)]
         parameters = stack([weights for weights, _, _ in sources])
         histories = [history for _, history, _ in sources]
-        before = time.perf_counter()
+        before, starts = time.perf_counter(), []
         if first.method != "pre-trained":
-            parameters, histories = _fine_tune(unit, parameters, data)
+            starts, parameters, histories = _fine_tune(unit, parameters, data)
         share = (time.perf_counter() - before) / len(unit)
-        lines = [environment(), *(examples_line(data, split) for split in data.split_names)]
+        line = attributes.examples_line if first.label == "all" else examples_line
+        lines = [environment(), *(line(data, split, task_of(first)) for split in data.split_names)]
         for index, run in enumerate(unit):
             one = {name: value[index] for name, value in parameters.items()}
-            lines.append(_record(run, one, histories[index], data, seconds=share + sources[index][2]))
+            record = _record(run, one, histories[index], data, seconds=share + sources[index][2])
+            if first.label == "all" and first.method == "factored head" and run.evaluate == "test":
+                start = {name: value[index] for name, value in starts.items()}
+                record["start"] = attributes.start_of(sources[index][0], start, data, kind=run.fisher)
+            lines.append(record)
         return lines
     finally:
         torch.set_num_threads(threads)
 
 
 def _load(run: Run) -> datasets.GroupedData:
-    key = (run.data, run.encoding, run.split_seed, run.precision, run.device)
+    key = where(run)
     if key not in _data:
-        options = {"split_seed": run.split_seed}
+        options = {} if run.data == "celeba" else {"split_seed": run.split_seed}  # which has an official split
         if run.data == "adult":
             options["encoding"] = run.encoding
-        data = datasets.load(run.data, **options)
+        data = _read_images(run, options) if run.label else datasets.load(run.data, **options)
         inputs = data.inputs.to(run.device, getattr(torch, run.precision))
         label, group, split = (values.to(run.device) for values in (data.label, data.group, data.split))
         _data[key] = replace(data, inputs=inputs, label=label, group=group, split=split)
     return _data[key]
+
+
+def _read_images(run: Run, options: dict) -> datasets.GroupedData:
+    """The frozen features of a backbone, as they are, in the place of images."""
+    label = {} if run.label == "all" else {"label": run.label}
+    data = datasets.load(run.data, group=run.attribute, size=run.size, edition=run.edition, **label, **options)
+    found = frozen_features.load(data, run.backbone, weights=run.weights, precision=PRECISION, device=run.device)
+    data = replace(data, inputs=found)
+    return attributes.read(data) if run.label == "all" else data
 
 
 def _part(data: datasets.GroupedData, split: str) -> Batch:
@@ -82,6 +99,8 @@ def _objective(penalties: Sequence[Run | Pretraining]):
 
 
 def _task_loss(logits: Tensor, label: Tensor, group: Tensor) -> Tensor:
+    if label.ndim == logits.ndim:  # a label for each output
+        return attributes.loss(logits, label)
     return cross_entropy(logits, label).mean(-1)
 
 
@@ -92,8 +111,9 @@ class _Accuracy:
         self.forward, self.inputs, self.label, self.history = forward, inputs, label, []
 
     def __call__(self, parameters: Parameters) -> None:
-        right = self.forward(parameters, self.inputs).argmax(-1) == self.label
-        self.history.append(right.double().mean(-1))
+        logits = self.forward(parameters, self.inputs)
+        right = (logits > 0 if self.label.ndim == 2 else logits.argmax(-1)) == self.label
+        self.history.append(right.double().flatten(1).mean(-1))
 
     def of(self, run: int) -> list[float]:
         return [round(float(epoch[run]), 4) for epoch in self.history]
@@ -101,12 +121,14 @@ class _Accuracy:
 
 # ------------------------------------------------------------------------------------------------------- pre-training
 def _source(run: Run) -> tuple:
-    seeds = (run.seed, run.order_seed)
-    return (run.data, run.encoding, run.split_seed, run.precision, run.device, run.pretraining, *seeds)
+    return (*where(run), run.pretraining, run.seed, run.order_seed)
 
 
 def _pretrain(unit: Sequence[Run], data: datasets.GroupedData) -> dict[tuple, tuple[Parameters, list[float], float]]:
     """The pre-trained network of every run, trained once per process; those of one rate and shape train together.
+
+    On images it is a linear probe: a head on frozen features, from the training part that is fine-tuned on (our
+    reading: the paper does not say where the weights of the new task's head come from).
 
     With each goes its validation accuracy by epoch and its share of the seconds that this took.
     """
@@ -115,9 +137,10 @@ def _pretrain(unit: Sequence[Run], data: datasets.GroupedData) -> dict[tuple, tu
     for run in todo.values():
         how: Pretraining = run.pretraining
         alike.setdefault((how.hidden, how.learning_rate, how.batch_size, how.epochs), []).append(run)
-    inputs, label, group = _part(data, "pretraining")
+    inputs, label, group = _part(data, "pretraining" if "pretraining" in data.split_names else "training")
+    outputs = label.shape[1] if label.ndim == 2 else len(data.label_names)
     for (hidden, learning_rate, batch_size, epochs), runs in alike.items():
-        sizes = (inputs.shape[1], *hidden, len(data.label_names))
+        sizes = (inputs.shape[1], *hidden, outputs)
         start = stack([mlp_parameters(sizes, seed=run.seed, dtype=inputs.dtype) for run in runs])
         accuracy = _Accuracy(mlp, *_part(data, "validation")[:2])
         before = time.perf_counter()
@@ -142,8 +165,13 @@ def _pretrain(unit: Sequence[Run], data: datasets.GroupedData) -> dict[tuple, tu
 
 
 # -------------------------------------------------------------------------------------------------------- fine-tuning
-def _fine_tune(unit: Sequence[Run], network: Parameters, data: datasets.GroupedData) -> tuple[Parameters, list]:
-    """Algorithm 1 of the paper and its baselines, R runs at once, from pre-trained ``network`` (run axis first)."""
+def _fine_tune(
+    unit: Sequence[Run], network: Parameters, data: datasets.GroupedData
+) -> tuple[Parameters, Parameters, list]:
+    """Algorithm 1 of the paper and its baselines, R runs at once, from pre-trained ``network`` (run axis first).
+
+    What was trained from, all parameters afterwards, and the histories.
+    """
     first = unit[0]
     inputs, label, group = _part(data, "training")
     validation, validation_label, _ = _part(data, "validation")
@@ -151,9 +179,9 @@ def _fine_tune(unit: Sequence[Run], network: Parameters, data: datasets.GroupedD
         start, forward, frozen, run = network, mlp, {}, None
     else:  # everything but the head is frozen, so what it gives is computed once
         frozen = {name: value for name, value in network.items() if name not in ("W", "b")}
-        inputs, validation = features(frozen, inputs), features(frozen, validation)  # [R, n, h]
+        inputs, validation = features(frozen, inputs), features(frozen, validation)  # [R, n, h]; [n, d] of images
         start = {"W": network["W"], "b": network["b"]}
-        forward, run = head, torch.arange(len(unit))[:, None]
+        forward, run = head, torch.arange(len(unit))[:, None] if inputs.ndim == 3 else None
         if first.method == "factored head":
             start = factored(unit, start, inputs, label, group)
     objective = _objective(unit)
@@ -164,7 +192,7 @@ def _fine_tune(unit: Sequence[Run], network: Parameters, data: datasets.GroupedD
                 {name: value[index] for name, value in start.items()},
                 forward,
                 _task_loss,
-                data=(inputs[index], label, group),
+                data=(_own(inputs, index), label, group),
             )
             for index in range(len(unit))
         ]
@@ -184,21 +212,27 @@ def _fine_tune(unit: Sequence[Run], network: Parameters, data: datasets.GroupedD
             batch_size=first.batch_size,
             after_epoch=accuracy,
         )
-    return frozen | trained, [accuracy.of(index) for index in range(len(unit))]
+    return start, frozen | trained, [accuracy.of(index) for index in range(len(unit))]
+
+
+def _own(inputs: Tensor, run: int) -> Tensor:
+    """One run's inputs: its own ``[R, n, h]``, or those that all runs share ``[n, d]``."""
+    return inputs[run] if inputs.ndim == 3 else inputs
 
 
 def factored(unit: Sequence[Run], start: Parameters, inputs: Tensor, label: Tensor, group: Tensor) -> Parameters:
     """The head's two layers, eqs. 2 to 4: group-wise Fisher on the new task, neutralised, inside a weighted SVD."""
     logits = head(start, inputs)
     sizes = torch.bincount(group, minlength=2)
+    fisher_of = attributes.head_fisher if label.ndim == 2 else head_fisher
     parts = []
     for index, run in enumerate(unit):
-        weight, rows = start["W"][index], None
+        weight, rows, own = start["W"][index], None, _own(inputs, index)
         if run.weighting != "none":
-            fisher = head_fisher(inputs[index], logits[index], label, group=group, groups=2, kind=run.fisher)
+            fisher = fisher_of(own, logits[index], label, group=group, groups=2, kind=run.fisher)
             if run.heads == "by group":
                 one = {name: value[index] for name, value in start.items()}
-                fisher = own_head_fisher(one, inputs[index], label, group=group, kind=run.fisher)
+                fisher = own_head_fisher(one, own, label, group=group, kind=run.fisher)
             rows = neutralise(
                 fisher,
                 alpha=run.alpha,
@@ -235,7 +269,7 @@ def _record(
     run: Run, parameters: Parameters, history: list[float], data: datasets.GroupedData, *, seconds: float
 ) -> Record:
     with torch.no_grad():
-        record = make_record(
+        record = (attributes.make_record if run.label == "all" else make_record)(
             run,
             data,
             version=VERSIONS[run.method],
@@ -244,6 +278,9 @@ def _record(
             parameters=_trainable(run, parameters),
             seconds=seconds,
         )
+        if run.label:
+            digest = frozen_features.weights_digest(run.backbone, run.weights)
+            record["backbone"] = {"name": run.backbone, "weights": digest, "precision": PRECISION}
         if run.keep == "fisher":
             record["fisher"] = fisher_profiles(parameters, data, kind=run.fisher)
         if run.keep == "representations":
