@@ -10,6 +10,8 @@ from book._ext.plain_docstrings import plain
 from book.build import Refused, book_parameters, run_notebook, toc_files
 from book.check_site import check
 
+from fairtuning.studies import STUDIES
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in ROOT.glob("notebooks/**/*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 PAGES = sorted(ROOT.glob("book/**/*.md"))
@@ -87,7 +89,7 @@ def test_notebooks_and_table_of_contents_agree():
 
 def test_pages_and_table_of_contents_agree():
     listed = [f"{name}.md" for name in toc_files(ROOT / "book/_toc.yml") if name.startswith("book/")]
-    generated = {"book/records/zhang2024.md", "book/scoreboard.md"}
+    generated = {f"book/records/{study}.md" for study in STUDIES} | {"book/scoreboard.md"}
     assert set(listed) - generated == {str(p.relative_to(ROOT)) for p in PAGES} - generated
 
 

@@ -322,7 +322,7 @@ def test_zhang2024_with_planted_results():
         "below_base_rate_gap": lambda of: Effect(0.197 - runs[of][1]),
         "fisher_profile_distance": lambda: Effect(0.1 + 0.01 * torch.randn(10, generator=generator)),
     }
-    verdicts = claims.evaluate(claims.load("zhang2024"), quantities, profile="classroom")
+    verdicts = claims.evaluate(claims.load("zhang2024"), {"adult": quantities}, profile="classroom")
     found = {v.id: v for v in verdicts if v.data == "adult"}
     expected = {
         "C1": "supported", "C4": "supported", "C5": "supported", "C6": "supported", "C7": "supported",

@@ -4,7 +4,9 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 from fairtuning import claims, papers, report, studies
 from fairtuning.analysis import Results
 from fairtuning.claims import Verdict
+from fairtuning.metrics import METRICS
 from fairtuning.runs import Record, Store
-from fairtuning.statistics import estimate
+from fairtuning.statistics import Effect, estimate
 
 TEXT = {"light": "#1f2328", "dark": "#e6edf3"}
 #: Okabe and Ito's colours, told apart by readers with any common colour blindness; light enough for dark pages too.
@@ -82,61 +85,104 @@ TITLES = {
 }
 
 
+Effects = Mapping[str, Callable[..., Effect]]  # title of a measure -> function of a label
+
+
 def dots(
-    found: Results,
+    found: Results | None,
     labels: Sequence[str],
     *,
     names: Mapping[str, str] | None = None,
     published: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
-    metrics: Sequence[str] = tuple(TITLES),
+    metrics: Sequence[str] | Effects = tuple(TITLES),
+    shown: Sequence[str] = (),
+    aligned: bool = False,
     what: str = "",
-) -> Figure:
+) -> "Figure | Missing":
     """One panel per metric, one line per label: our mean with its 95 % interval (seeds and examples), and the paper's
     mean ± standard deviation where ``published[label, metric]`` has one. A dashed line marks the gap in the labels
     themselves, which is the demographic parity difference of a perfect classifier.
+
+    ``metrics`` are names of METRICS or measures of a study; ``shown`` are those that have a panel, by default all.
+    Labels without records show the paper's numbers alone, and without these nothing. ``aligned``: a unit has the same
+    length in all panels.
     """
-    names = names or {}
-    values = {(label, metric): estimate(found.effect(label, metric)) for label in labels for metric in metrics}
+    names, published, present = names or {}, published or {}, having(found, labels)
+    measures = metrics if isinstance(metrics, Mapping) else {name: partial(_effect, found, name) for name in metrics}
+    panels = [name for name in shown or (metrics if not isinstance(metrics, Mapping) else measures)]
+    values = {
+        (label, name): estimate(measures[name](label)) for label in present for name in panels if name in measures
+    }
+    rows = [label for label in labels if any((label, name) in values or (label, name) in published for name in panels)]
+    if not rows:
+        return Missing(f"no records yet of {', '.join(labels)}")
+
+    across = len(panels) if len(panels) < 6 else 3
+    down, high = math.ceil(len(panels) / across), 0.36 if len(rows) < 10 else 0.26
 
     def draw(figure: Any, colours: Sequence[str]) -> None:
-        for axes, metric in zip(figure.subplots(1, len(metrics), sharey=True), metrics, strict=True):
-            for y, label in enumerate(labels):
-                one = values[label, metric]
-                reach = [[one.effect - one.low], [one.high - one.effect]]
-                axes.errorbar(one.effect, y, xerr=reach, fmt="o", color=colours[0], label="ours, 95 % interval")
-                if published and (label, metric) in published:
-                    cell = published[label, metric]
-                    spread = cell["spread"] or 0.0
+        grid = figure.subplots(down, across, sharey=True, squeeze=False).flat
+        for axes, name in zip(grid, panels, strict=False):
+            for y, label in enumerate(rows):
+                one, cell = values.get((label, name)), published.get((label, name))
+                if one:
+                    reach = None if math.isnan(one.low) else [[one.effect - one.low], [one.high - one.effect]]
+                    axes.errorbar(one.effect, y, xerr=reach, fmt="o", color=colours[0], label="ours, 95 % interval")
+                if cell:
                     axes.errorbar(
-                        cell["mean"], y + 0.25, xerr=spread, fmt="s", mfc="none", color=colours[1],
-                        label="paper, standard deviation",
+                        cell["mean"], y + (0.25 if one else 0), xerr=cell["spread"] or 0.0, fmt="s", mfc="none",
+                        color=colours[1], label="paper, standard deviation",
                     )  # fmt: skip
-            if metric == "demographic_parity_difference":
+            if found is not None and name == "demographic_parity_difference":
                 axes.axvline(found.base_rate_gap, ls="--", lw=1, color=colours[6], label="gap in the labels")
-            axes.set(xlabel=TITLES.get(metric, metric), ylim=(len(labels) - 0.4, -0.6))
-            axes.set_yticks(range(len(labels)), [names.get(label, label) for label in labels])
+            axes.set(xlabel=TITLES.get(name, name), ylim=(len(rows) - 0.4, -0.6))
+            axes.set_yticks(range(len(rows)), [names.get(label, label) for label in rows])
             axes.xaxis.label.set_fontsize(9)
             axes.locator_params(axis="x", nbins=4)
+            axes.grid(axis="y", lw=0.3, color=colours[6])
+        if aligned:
+            limits = [axes.get_xlim() for axes in figure.axes]
+            half = max(high - low for low, high in limits) / 2
+            for axes, (low, high) in zip(figure.axes, limits, strict=True):
+                axes.set_xlim((low + high) / 2 - half, (low + high) / 2 + half)
         handles: dict[str, Any] = {}
         for axes in figure.axes:
             handles |= {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, fontsize=8)
 
-    shown = "; ".join(
-        f"{names.get(label, label)}: " + ", ".join(f"{values[label, metric].effect:.3g}" for metric in metrics)
-        for label in labels
+    def told(label: str, name: str) -> str:
+        ours = f"{values[label, name].effect:.3g}" if (label, name) in values else ""
+        paper = f"paper {published[label, name]['mean']:.4g}" if published and (label, name) in published else ""
+        return (ours or paper) if not (ours and paper) else ours if name in TITLES else f"{ours} ({paper})"
+
+    text = "; ".join(
+        f"{names.get(label, label)}: " + ", ".join(filter(None, (told(label, name) for name in panels)))
+        for label in rows
     )
-    alt = f"{what} Mean {', '.join(TITLES.get(metric, metric) for metric in metrics)} by method. {shown}."
-    return Figure(draw, alt=alt.strip(), size=(8.0, 1.3 + 0.36 * len(labels)))
+    alt = f"{what} Mean {', '.join(TITLES.get(name, name) for name in panels)} by method. {text}."
+    return Figure(draw, alt=alt.strip(), size=(max(8.0, 1.7 * across), 0.6 + down * (0.7 + high * len(rows))))
+
+
+def _effect(found: Results, metric: str, label: str) -> Effect:
+    return found.effect(label, metric)
+
+
+def having(found: Results | None, labels: Sequence[str]) -> list[str]:
+    """The labels that have records."""
+    return [label for label in labels if found is not None and label in found.runs]
 
 
 def published_by_metric(study: str, name: str, *, data: str, labels: Mapping[str, str] | None = None) -> dict:
-    """A paper's cells as ``dots`` takes them: (label, metric) -> cell; ``labels`` maps rows to labels of runs."""
+    """A paper's cells as ``dots`` takes them: (label, metric) -> cell; ``labels`` maps rows to labels of runs.
+
+    Where a study's columns have a unit of their own (a metric and a factor), the column stands for the metric.
+    """
     columns = studies.study(study).METRIC
+    named = {column: how if isinstance(how, str) else column for column, how in columns.items()}
     return {
-        ((labels or {}).get(cell["row"], cell["row"]), columns[cell["column"]]): cell
+        ((labels or {}).get(cell["row"], cell["row"]), named.get(cell["column"], cell["column"])): cell
         for cell in papers.published_cells(study, report.slug(name))
-        if cell["data"] == data and cell["column"] in columns
+        if cell["data"] == data and (cell["column"] in columns or named != columns)
     }
 
 
@@ -160,6 +206,48 @@ class Table:
         )
 
 
+class Missing:
+    """What stands in the place of numbers that have no records."""
+
+    def __init__(self, text: str, *, title: str = "Not run yet."):
+        self.text, self.title = text, title
+
+    def _repr_html_(self) -> str:
+        return f"<p><strong>{html.escape(self.title)}</strong> {self.text}</p>"
+
+
+def scale(study: str, found: Results | None, *, profile: str) -> str:
+    """In words what the runs of a page were: profile, data, backbone, seeds."""
+    if found is None or not found.runs:
+        return f"profile {profile}"
+    records = max(found.runs.values(), key=len)
+    made_by = records[0]["configuration"]
+    named = getattr(studies.study(study), "BACKBONES", {})
+    backbone = f", {named.get(made_by['backbone'], made_by['backbone'])} at {made_by['size']} px" if named else ""
+    return f"profile {profile}, data {found.data_name}{backbone}, {len(records)} seeds"
+
+
+def state(study: str, labels: Sequence[str], found: Results | None, *, profile: str) -> Missing:
+    """At the head of a page: at which scale its numbers were measured, what has no records, the command for it."""
+    module = studies.study(study)
+    absent = [label for label in labels if label not in having(found, labels)]
+    all_offered = lambda label, profile: True  # noqa: E731
+    offered = [label for label in absent if getattr(module, "offered", all_offered)(label, profile)]
+    items = {next((slug for slug, named in module.LABELS.items() if label in named), "") for label in offered}
+    parts = []
+    if offered:
+        commands = "; ".join(
+            f"<code>fairtuning run {study} --profile {profile} --only {item}</code>" for item in sorted(items) if item
+        )
+        if "" in items:
+            commands = "; ".join(filter(None, [commands, "the parameter <code>compute = True</code> of this page"]))
+        parts.append(f"No records yet: {html.escape(', '.join(offered))}; to make them: {commands}.")
+    if left := [label for label in absent if label not in offered]:
+        parts.append(f"Profile {profile} does not offer: {html.escape(', '.join(left))}.")
+    title = f"Measured here: {scale(study, found, profile=profile)}." if len(absent) < len(labels) else "Not run yet."
+    return Missing(" ".join(parts), title=title)
+
+
 def record_link(study: str, records: Sequence[str], text: str) -> str:
     """Text that leads to the records behind it, from a notebook two folders below the book's root."""
     if not records:
@@ -170,50 +258,85 @@ def record_link(study: str, records: Sequence[str], text: str) -> str:
 class RecordsBehind:
     """Links to the records of every run that a page's numbers come from, by label."""
 
-    def __init__(self, study: str, found: Results):
+    def __init__(self, study: str, *found: Results | None):
         self.links = [
             record_link(study, [record["key"] for record in records], html.escape(label))
-            for label, records in found.runs.items()
+            for results in found
+            if results is not None
+            for label, records in results.runs.items()
         ]
 
     def _repr_html_(self) -> str:
+        if not self.links:
+            return "<p>No number of ours on this page comes from a run yet.</p>"
         return f"<p>The numbers of this page come from the records of: {'; '.join(self.links)}.</p>"
 
 
-def paper_table(study: str, name: str, *, data: str, profile: str = "paper", found: Any = None) -> Table:
+def paper_table(
+    study: str, name: str, *, data: str | None, profile: str = "paper", found: Any = None, blocks: bool = False
+) -> Table:
     """One table or figure of a paper: a row per row of the paper, two columns (paper, ours) per column of the paper.
 
-    Ours: mean ± standard deviation over seeds, leading to its records. Best of a column: bold, with a star.
+    Ours: mean ± standard deviation over seeds, leading to its records. Best of a column: bold, with a star. ``blocks``:
+    rows that begin with the same word (a backbone) belong together, the best is the best of a block, and ours are rows
+    of their own below the paper's, for their backbone may be another. ``data`` None: all of the table's data sets.
     """
-    cells = [cell for cell in report.table(study, name, profile=profile, found=found) if cell["data"] == data]
+    cells = [
+        cell for cell in report.table(study, name, profile=profile, found=found) if data is None or cell["data"] == data
+    ]
     rows = list(dict.fromkeys(cell["row"] for cell in cells))
     columns = list(dict.fromkeys(cell["column"] for cell in cells))
     by_place = {(cell["row"], cell["column"]): cell for cell in cells}
+    block = {row: row.split()[0] if blocks else "" for row in rows}
     best = {
-        (column, source): _best([by_place.get((row, column)) for row in rows], source)
+        (block[row], column, source): _best(
+            study, [by_place.get((other, column)) for other in rows if block[other] == block[row]], source
+        )
+        for row in rows
         for column in columns
         for source in ("published", "ours")
     }
-    shown = []
-    for row in rows:
-        line = [html.escape(row)]
-        for column in columns:
-            cell = by_place.get((row, column))
-            for source in ("published", "ours"):
-                value = cell[source] if cell else None
-                text = report.plain(value)
-                if value and _mean(value) == best[column, source]:
-                    text = f"<strong>{text} ★</strong>"
-                line.append(record_link(study, value["records"], text) if value and source == "ours" else text)
-        shown.append(line)
-    header = ["", *(f"{html.escape(column)}<br>{who}" for column in columns for who in ("paper", "ours"))]
+
+    def text(row: str, column: str, source: str) -> str:
+        cell = by_place.get((row, column))
+        value = cell[source] if cell else None
+        found = report.plain(value)
+        if value and _mean(value) == best[block[row], column, source]:
+            found = f"<strong>{found} ★</strong>"
+        return record_link(study, value["records"], found) if value and source == "ours" else found
+
+    if blocks:
+        header, shown = ["", *map(html.escape, columns)], []
+        for name_of_block in dict.fromkeys(block.values()):
+            of_block = [row for row in rows if block[row] == name_of_block]
+            shown += [[html.escape(row), *(text(row, column, "published") for column in columns)] for row in of_block]
+            for row in of_block:
+                values = [cell["ours"] for column in columns if (cell := by_place.get((row, column))) and cell["ours"]]
+                if values:
+                    method = html.escape(row.partition(" ")[2])
+                    backbone = html.escape(values[0].get("backbone", ""))
+                    shown.append([f"ours: {method}<br>{backbone}", *(text(row, column, "ours") for column in columns)])
+    else:
+        header = ["", *(f"{html.escape(column)}<br>{who}" for column in columns for who in ("paper", "ours"))]
+        shown = [
+            [html.escape(row), *(text(row, column, who) for column in columns for who in ("published", "ours"))]
+            for row in rows
+        ]
     entry = report.item(study, name)
     arxiv = papers.load_published(study)["paper"]["arxiv"]
-    stars = ", ★ lowest of its column" if any(value is not None for value in best.values()) else ""
-    command = f"fairtuning run {study} --profile {profile} --only {entry['slug']}"
+    lowest = all(_better(study, column) != "higher" for column in columns)
+    mark = f", ★ {'best of its backbone' if blocks else 'lowest of its column' if lowest else 'best of its column'}"
+    stars = mark if any(value is not None for value in best.values()) else ""
     backbones = sorted({cell["ours"]["backbone"] for cell in cells if cell["ours"] and "backbone" in cell["ours"]})
+    numbers = f"arXiv {arxiv}, {entry['item']}: the paper's numbers"
+    if not any(cell["ours"] for cell in cells):
+        told = ", ".join(filter(None, [_spread(cells), stars.removeprefix(", ")]))
+        return Table(header, shown, caption=f"{numbers}{f' ({told})' if told else ''}; ours: no records yet.")
+    if entry["slug"] in report.counted(studies.study(study)):
+        return Table(header, shown, caption=f"{numbers}, and ours, counted: no run is needed.")
+    command = f"fairtuning run {study} --profile {profile} --only {entry['slug']}"
     caption = (
-        f"arXiv {arxiv}, {entry['item']}: the paper's numbers and ours (profile {profile}, data "
+        f"{numbers} and ours (profile {profile}, data "
         f"{', '.join([found.data_name if found else data, *backbones])}; {_spread(cells)}{stars}). "
         f"Each of our numbers leads to its records. Make them again: <code>{command}</code>"
     )
@@ -221,18 +344,29 @@ def paper_table(study: str, name: str, *, data: str, profile: str = "paper", fou
 
 
 def _spread(cells: Sequence[dict]) -> str:
-    counts = {cell["ours"]["n"] for cell in cells if cell["ours"] and cell["ours"]["n"]}
-    return f"mean ± standard deviation over {max(counts)} seeds" if counts else "counted, not estimated"
+    seeds, runs = (
+        max((cell[source]["n"] or 0 for cell in cells if cell[source]), default=0) for source in ("ours", "published")
+    )
+    if not seeds:
+        return "counted, not estimated" if any(cell["ours"] for cell in cells) else f"over {runs} runs" if runs else ""
+    theirs = f" (the paper's over {runs} runs)" if runs and runs != seeds else ""
+    return f"mean ± standard deviation over {seeds} seeds{theirs}"
 
 
-def _best(cells: Sequence[dict | None], source: str) -> str | None:
-    """The lowest mean, as printed, of a column of errors or gaps that compares methods; None where all print alike."""
-    if not all(cell and cell["column"] in ("Err", "DP", "EO") for cell in cells) or len(cells) < 3:
+def _better(study: str, column: str) -> str | None:
+    how = getattr(studies.study(study), "METRIC", {}).get(column)
+    return METRICS[how if isinstance(how, str) else how[0]].better if how else None
+
+
+def _best(study: str, cells: Sequence[dict | None], source: str) -> str | None:
+    """The best mean, as printed, of a column that compares methods; None where all print alike."""
+    if len(cells) < 3 or not all(cell and _better(study, cell["column"]) for cell in cells):
         return None
     found = [cell[source] for cell in cells if cell[source] and cell[source]["mean"] is not None]
     if len(found) < len(cells) or len({_mean(one) for one in found}) == 1:
         return None
-    return _mean(min(found, key=lambda one: one["mean"]))
+    pick = max if _better(study, cells[0]["column"]) == "higher" else min
+    return _mean(pick(found, key=lambda one: one["mean"]))
 
 
 def _mean(cell: dict[str, Any]) -> str:
@@ -251,6 +385,53 @@ def effects_table(rows: Sequence[tuple[str, Any, str]], *, caption: str, digits:
         for what, estimate, unit in rows
     ]
     return Table(["", "effect", "95 % interval", "seeds"], shown, caption=caption)
+
+
+def differences(
+    found: Results | None,
+    pairs: Sequence[tuple[str, str]],
+    measures: Effects,
+    *,
+    shown: Sequence[str] = (),
+    caption: str,
+    digits: int = 1,
+) -> Table | Missing:
+    """Effects of the first label less the second with their 95 % intervals: a row per pair that has records, a column
+    per measure."""
+    there = [(of, minus) for of, minus in pairs if len(having(found, [of, minus])) == 2]
+    there = [(of, minus) for of, minus in there if len(found.runs[of]) == len(found.runs[minus])]
+    if not there:
+        return Missing(f"no records yet of {'; '.join(f'{of} with {minus}' for of, minus in pairs)}")
+    names = list(shown or measures)
+    rows = [
+        (f"{html.escape(of)}<br>- {html.escape(minus)}", [measures[name](of, minus=minus) for name in names])
+        for of, minus in there
+    ]
+    return _matrix(names, rows, caption=caption, digits=digits)
+
+
+def levels(
+    found: Results | None, labels: Sequence[str], measures: Effects, *, caption: str, digits: int = 1
+) -> Table | Missing:
+    """Means with their 95 % intervals: a row per label that has records, a column per measure."""
+    there = having(found, labels)
+    if not there:
+        return Missing(f"no records yet of {', '.join(labels)}")
+    rows = [(html.escape(label), [effect(label) for effect in measures.values()]) for label in there]
+    return _matrix(list(measures), rows, caption=caption, digits=digits)
+
+
+def _matrix(names: Sequence[str], rows: Sequence[tuple[str, list[Effect]]], *, caption: str, digits: int) -> Table:
+    def cell(effect: Effect) -> str:
+        one = estimate(effect)
+        low, high = (report.number(value, digits=digits) for value in (one.low, one.high))
+        return f"{report.number(one.effect, digits=digits)}<br>[{low}, {high}]"
+
+    seeds = sorted({len(effects[0].by_seed) for _, effects in rows})
+    caption = f"{caption} In brackets 95 % intervals; {' and '.join(map(str, seeds))} seeds."
+    return Table(
+        ["", *map(html.escape, names)], [[what, *map(cell, effects)] for what, effects in rows], caption=caption
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- scoreboard
@@ -272,101 +453,196 @@ def claims_table(study: str, *, profile: str = "paper", verdicts: Sequence[Verdi
         ]
         for v in verdicts
     ]
-    caption = f"Profile {profile}. Effect and interval are those of the claim's weakest part."
+    caption = f"Profile {profile}. {_own_scale(profile)}Effect and interval are those of the claim's weakest part."
     header = ["claim, data", "what it says", "verdict", "effect", "95 % interval", "reason"]
     return Table(header, rows, caption=caption, prose=True)
 
 
-def scoreboard(*, profile: str = "paper") -> Figure:
-    """One row per claim, one column per data set, the verdict as a sign, a word and a colour."""
-    study = "zhang2024"
-    verdicts = report.verdicts(study, profile=profile)
+def parts_table(verdicts: Sequence[Verdict]) -> Table:
+    """Every part of every claim with its test, and what is shown beside it."""
+
+    def p_value(p: float | None) -> str:
+        return "-" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+    rows = []
+    for verdict in verdicts:
+        for part in [*verdict.parts, *verdict.beside]:
+            low, high = part["interval"]
+            rows.append(
+                [
+                    verdict.id,
+                    part["says"],
+                    part.get("test", "shown only"),
+                    f"{part['m']:g}" if "m" in part else "-",
+                    report.number(part["effect"], digits=4),
+                    f"[{report.number(low, digits=4)}, {report.number(high, digits=4)}]",
+                    *(p_value(part.get(name)) for name in ("p_support", "p_contradiction")),
+                ]
+            )
+    return Table(
+        ["claim", "part", "test", "m", "effect", "95 % interval", "p support", "p contradiction"],
+        rows,
+        caption="p values before Holm's correction. greater: effect above 0, may reach m; not_worse: harm below m; "
+        "equivalent: within ± m; exact: a number without sampling error; shown only: another reading, not tested.",
+        prose=True,
+    )
+
+
+def _own_scale(profile: str) -> str:
+    return "" if profile == "paper" else "A verdict of this profile is about its scale, not about the paper's. "
+
+
+DATA = {
+    "adult": "Adult", "celeba": "CelebA", "lfw": "LFW+a", "waterbirds": "Waterbirds", "geode": "GeoDE",
+    "aircraft": "Aircraft", "utkface": "UTKFace",
+}  # fmt: skip
+ORDER = ("supported", "contradicted", "unresolved", "not yet", "not testable here")
+
+
+def _shown(profile: str | None) -> dict[str, list[Verdict]]:
+    """The verdicts of every study, of one profile or of the one that the book shows."""
+    return {study: report.verdicts(study, profile=profile or report.shown(study)) for study in studies.STUDIES}
+
+
+def _headline(study: str, verdicts: Sequence[Verdict]) -> str:
+    profile = verdicts[0].profile
+    reduced = "" if profile == "paper" else ", not the paper's scale"
+    return f"arXiv {papers.load_published(study)['paper']['arxiv']}, profile {profile}{reduced}"
+
+
+def _counts(verdicts: Sequence[Verdict]) -> str:
+    number = {verdict: sum(v.verdict == verdict for v in verdicts) for verdict in ORDER}
+    return ", ".join(f"{count} {verdict}" for verdict, count in number.items() if count)
+
+
+def scoreboard(*, profile: str | None = None) -> Figure:
+    """One block per paper, one row per claim, one column per data set, the verdict as a sign, a word and a colour."""
+    verdicts = _shown(profile)
     texts = {
         claim.id: " ".join(claim.statement.split()) + (" (ours)" if claim.origin == "ours" else "")
+        for study in verdicts
         for claim in claims.load(study)
     }
-    names = list(dict.fromkeys(v.id for v in verdicts))
-    data = list(dict.fromkeys(v.data for v in verdicts))
-    titles = {"adult": "Adult", "celeba": "CelebA", "lfw": "LFW+a"}
-    order = ["supported", "contradicted", "unresolved", "not yet", "not testable here"]
-    lines = {name: wrap(f"{name[3:]}  {texts[name]}", 88, max_lines=2, placeholder=" …") for name in names}
+    names = {study: list(dict.fromkeys(v.id for v in found)) for study, found in verdicts.items()}
+    lines = {name: wrap(f"{name[3:]}  {texts[name]}", 88, max_lines=2, placeholder=" …") for name in texts}
+    heights = [len(found) + 1.2 for found in names.values()]
 
     def draw(figure: Any, colours: Sequence[str]) -> None:
-        colour = dict(zip(order, (colours[0], colours[1], colours[4], colours[6], colours[6]), strict=True))
-        axes = figure.add_subplot()
-        axes.set(xlim=(-4.6, len(data) - 0.4), ylim=(len(names) - 0.4, -1.1))
-        axes.axis("off")
-        axes.text(-4.6, -0.8, f"arXiv 2403.00625, profile {profile}", va="center", weight="bold")
-        for x, name in enumerate(data):
-            axes.text(x, -0.8, titles.get(name, name), ha="center", va="center", weight="bold")
-        for y, name in enumerate(names):
-            axes.text(-4.6, y, "\n".join(lines[name]), ha="left", va="center", fontsize=7.5)
-            axes.axhline(y + 0.5, lw=0.3, color=colours[6])
+        colour = dict(zip(ORDER, (colours[0], colours[1], colours[4], colours[6], colours[6]), strict=True))
         markers = {"supported": "o", "contradicted": "X", "unresolved": "$?$", "not yet": "$…$"}
-        for v in verdicts:
-            x, y = data.index(v.data), names.index(v.id)
-            axes.plot(x - 0.36, y, marker=markers.get(v.verdict, "_"), color=colour[v.verdict], ms=6)
-            axes.text(x - 0.26, y, v.verdict, ha="left", va="center", color=colour[v.verdict], fontsize=8)
+        panels = figure.subplots(len(verdicts), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for axes, (study, found) in zip(panels, verdicts.items(), strict=True):
+            rows, data = names[study], list(dict.fromkeys(v.data for v in found))
+            axes.set(xlim=(-4.6, 2.6), ylim=(len(rows) - 0.4, -1.1))
+            axes.axis("off")
+            axes.text(-4.6, -0.8, _headline(study, found), va="center", weight="bold")
+            for x, name in enumerate(data):
+                axes.text(x, -0.8, DATA.get(name, name), ha="center", va="center", weight="bold")
+            for y, name in enumerate(rows):
+                axes.text(-4.6, y, "\n".join(lines[name]), ha="left", va="center", fontsize=7.5)
+                axes.axhline(y + 0.5, lw=0.3, color=colours[6])
+            for v in found:
+                x, y = data.index(v.data), rows.index(v.id)
+                axes.plot(x - 0.36, y, marker=markers.get(v.verdict, "_"), color=colour[v.verdict], ms=6)
+                axes.text(x - 0.26, y, v.verdict, ha="left", va="center", color=colour[v.verdict], fontsize=8)
 
-    counts = [f"{sum(v.verdict == o for v in verdicts)} {o}" for o in order if any(v.verdict == o for v in verdicts)]
-    alt = f"Scoreboard of the claims of arXiv 2403.00625, profile {profile}: {', '.join(counts)}."
-    return Figure(draw, alt=alt, size=(9.0, 0.4 * len(names) + 0.6))
+    told = "; ".join(f"{_headline(study, found)}: {_counts(found)}" for study, found in verdicts.items())
+    return Figure(draw, alt=f"Scoreboard of the claims. {told}.", size=(9.0, 0.4 * sum(heights)))
 
 
-def write_scoreboard(folder: Path, *, profile: str = "paper") -> list[Path]:
-    """``scoreboard-light.svg``, ``scoreboard-dark.svg`` and ``scoreboard.md`` (the same as a table) into ``folder``."""
+def write_scoreboard(folder: Path, *, profile: str | None = None) -> list[Path]:
+    """``scoreboard-light.svg``, ``scoreboard-dark.svg`` and ``scoreboard.md`` (the same as tables) into ``folder``."""
     figure = scoreboard(profile=profile)
     paths = []
     for theme in TEXT:
         paths.append(folder / f"scoreboard-{theme}.svg")
         paths[-1].write_bytes(figure.svg(theme))
-    verdicts = report.verdicts("zhang2024", profile=profile)
-    texts = {claim.id: claim.statement for claim in claims.load("zhang2024")}
-    lines = ["| claim | data | verdict | effect | 95 % interval |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {v.id}: {' '.join(texts[v.id].split())} | {v.data} | {SIGNS[v.verdict]} {v.verdict} "
-        f"| {report.number(v.effect)} | {report.interval(v.interval)} |"
-        for v in verdicts
-        if v.verdict != "not yet"
-    ]
-    later = sum(v.verdict == "not yet" for v in verdicts)
-    lines += ["", f"Profile {profile}; {later} further verdicts are not given yet."]
+    lines = []
+    for study, verdicts in _shown(profile).items():
+        texts = {claim.id: claim.statement for claim in claims.load(study)}
+        rows = [
+            f"| {v.id}: {' '.join(texts[v.id].split())} | {v.data} | {SIGNS[v.verdict]} {v.verdict} "
+            f"| {report.number(v.effect)} | {report.interval(v.interval)} |"
+            for v in verdicts
+            if v.verdict != "not yet"
+        ]
+        lines += [f"**{_headline(study, verdicts)}**", ""]
+        if rows:
+            lines += ["| claim | data | verdict | effect | 95 % interval |", "|---|---|---|---|---|", *rows, ""]
+        lines += [f"{_own_scale(verdicts[0].profile)}Verdicts not given yet: {len(verdicts) - len(rows)}.", ""]
     paths.append(folder / "scoreboard.md")
-    paths[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    paths[-1].write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
     return paths
 
 
 # ------------------------------------------------------------------------------------------------------------ records
-def write_record_pages(folder: Path, *, profile: str = "paper") -> list[Path]:
+LISTED = 300  # records behind no label (searches, unfinished labels) that a page still lists one by one
+
+
+def write_record_pages(folder: Path, *, profile: str | None = None) -> list[Path]:
     """``records/<study>.md`` into ``folder``: every number of the book leads to a section there."""
     paths = []
     for study in studies.STUDIES:
-        if not Store.path_of(study, profile).is_file():  # no records in this profile
-            continue
         path = folder / "records" / f"{study}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_record_page(study, profile), encoding="utf-8")
+        path.write_text(_record_page(study, profile or report.shown(study)), encoding="utf-8")
         paths.append(path)
     return paths
 
 
 def _record_page(study: str, profile: str) -> str:
     module, store = studies.study(study), Store.of(study, profile)
-    found = report.results(study, profile)
     arxiv = papers.load_published(study)["paper"]["arxiv"]
-    behind = sum(len(records) for records in found.runs.values())
+    runs = report.every(study, profile)
+    behind = {record["key"] for records in runs.values() for record in records}
     lines = [
         f"# Records of arXiv {arxiv}",
         "",
-        f"{len(store.records)} records in `results/{store.path.name}`; {behind} stand behind numbers of "
-        "this book, in the sections below; the others are the searches that chose settings on the validation data. "
+        f"{len(store.records)} records in `results/{store.path.name}`; {len(behind)} stand behind numbers of "
+        "this book, in the sections below; the others are the searches that chose settings on the validation data"
+        f"{', and runs whose other seeds are not there yet' if profile != 'paper' else ''}. "
         "A record's key is a hash of its configuration, of the data and of the version of its method.",
         "",
-        *_environments(store),
     ]
-    for label, records in found.runs.items():
-        lines += _record_section(study, module, label, records)
+    if not store.records:
+        return "\n".join([*lines, f"No records yet: `fairtuning run {study} --profile {profile}`."]) + "\n"
+    lines += _environments(store)
+    by_first: dict[str, list[str]] = {}
+    for label, records in runs.items():  # two labels can name the same runs: two rules that select the same lambda
+        by_first.setdefault(records[0]["key"], []).append(label)
+    for labels in by_first.values():
+        lines += _record_section(study, module, profile, labels, max((runs[label] for label in labels), key=len))
+    others = [record for key, record in store.records.items() if key not in behind]
+    if 0 < len(others) <= LISTED:
+        lines += _other_records(others)
     return "\n".join(lines) + "\n"
+
+
+def _other_records(records: Sequence[Record]) -> list[str]:
+    """Searches and unfinished labels, one line each; what all of them share is not repeated."""
+    names = dict.fromkeys(name for record in records for name in record["configuration"])
+    differ = [
+        name
+        for name in names
+        if name != "order_seed" and len({str(record["configuration"].get(name)) for record in records}) > 1
+    ]
+    worst = all("worst" in record for record in records)
+    head = ["key", *differ, "validation accuracy, %", *(["worst group, %"] if worst else []), "seconds"]
+    lines = [
+        "## Searches and unfinished labels",
+        "",
+        "Settings are selected by validation accuracy (and that of the worst group, label by attribute). A dash: the "
+        "record was made before there was such a setting.",
+        "",
+        "| " + " | ".join(name.replace("_", " ") for name in head) + " |",
+        "|" + "---|" * len(head),
+    ]
+    for record in records:
+        settings = [str(record["configuration"].get(name, "-")) for name in differ]
+        scores = [f"{100 * record['accuracy']['validation']:.2f}"]
+        scores += [f"{100 * record['worst']['validation']:.2f}"] if worst else []
+        lines.append("| " + " | ".join([f"`{record['key']}`", *settings, *scores, f"{record['seconds']:.0f}"]) + " |")
+    return [*lines, ""]
 
 
 def _environments(store: Store) -> list[str]:
@@ -382,16 +658,16 @@ def _environments(store: Store) -> list[str]:
     return [*lines, ""]
 
 
-def _record_section(study: str, module: Any, label: str, records: Sequence[Record]) -> list[str]:
+def _record_section(
+    study: str, module: Any, profile: str, labels: Sequence[str], records: Sequence[Record]
+) -> list[str]:
     first = records[0]
-    item = next(slug for slug, found in module.LABELS.items() if label in found)
+    item = next(slug for slug, found in module.LABELS.items() if labels[0] in found)
     fields = {name: value for name, value in first["configuration"].items() if name not in ("seed", "order_seed")}
-    command = f"fairtuning verify {study} --key {first['key']}"
-    own = "profile" in first
-    profile = first["profile"] if own else "paper"
+    command = f"fairtuning verify {study} --profile {profile} --key {first['key']}"
     return [
         f"(run-{first['key']})=",
-        f"## `{label}`",
+        f"## {', '.join(f'`{label}`' for label in labels)}",
         "",
         f"- needed by: {item}; computed by `fairtuning run {study} --profile {profile} --only {item}`",
         f"- seeds: {', '.join(str(record['configuration']['seed']) for record in records)}; "

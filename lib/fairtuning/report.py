@@ -10,10 +10,17 @@ from typing import Any
 from fairtuning import FairtuningError, claims, papers, studies
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.claims import Verdict
-from fairtuning.runs import Store
+from fairtuning.runs import Record, Store, ensure
 
-#: Data sets that a study can be run on so far, by paper.
-RUNNABLE = {"zhang2024": ("adult",), "sukumaran2024": ("waterbirds",)}
+#: The data set whose place a profile's first one takes (generated data in the classroom's), by paper.
+MAIN = {"zhang2024": "adult", "sukumaran2024": "waterbirds", "kamalaruban2025": "celeba"}
+#: The profile whose records the book shows, where it is not the papers' own scale.
+SHOWN = {"sukumaran2024": "compact", "kamalaruban2025": "compact", "bench": "compact"}
+
+
+def shown(study: str) -> str:
+    """The profile whose records the book shows of a study."""
+    return SHOWN.get(study, "paper")
 
 
 def slug(name: str) -> str:
@@ -43,15 +50,68 @@ def labels(module: ModuleType, only: str | None = None) -> list[str]:
 
 
 @cache
-def _results(study: str, profile: str, stamp: float) -> Results:
-    return studies.study(study).results(Store.of(study, profile), profile)
+def _results(study: str, profile: str, data: str | None, stamp: float) -> Results:
+    options = {"data": data} if data else {}
+    return studies.study(study).results(Store.of(study, profile), profile, **options)
 
 
-def results(study: str, profile: str = "paper") -> Results:
-    """Every record of a study and profile; read once as long as its file stays the same."""
+def results(study: str, profile: str = "paper", data: str | None = None) -> Results:
+    """Every record of a study and profile on one data set (default: its first); read once as long as its file stays
+    the same."""
     studies.check_profile(studies.study(study), profile)
     path = Store.path_of(study, profile)
-    return _results(study, profile, path.stat().st_mtime if path.is_file() else 0.0)
+    stamp = path.stat().st_mtime if path.is_file() else 0.0
+    return _results(study, profile, None if _stands_for(study, profile, data) else data, stamp)
+
+
+def every(study: str, profile: str) -> dict[str, list[Record]]:
+    """The records of every label of a study and profile, on all of its data sets."""
+    found: dict[str, list[Record]] = {}
+    for data in _own_data(study, profile) or [None]:
+        if results := _available(study, profile, data):
+            found |= results.runs
+    return found
+
+
+def _own_data(study: str, profile: str) -> list[str]:
+    """The data sets that a profile names itself; a study of one data set names none."""
+    found = studies.study(study).PROFILES[profile].get("data", {})
+    return list(found) if isinstance(found, dict) else []
+
+
+def _stands_for(study: str, profile: str, data: str | None) -> bool:
+    """Whether the results on ``data`` are those of the profile's first data set."""
+    own = _own_data(study, profile)
+    return data is None or data == (own[0] if own else None) or (data == MAIN.get(study) and data not in own)
+
+
+def runnable(study: str, profile: str, data: str | None) -> bool:
+    """Whether a profile has runs on a data set, or on one that takes its place."""
+    return data == MAIN.get(study) or data in _own_data(study, profile)
+
+
+def read(
+    study: str,
+    labels: Sequence[str],
+    *,
+    profile: str,
+    seeds: int | None = None,
+    data: str | None = None,
+    compute: bool = False,
+) -> Results | None:
+    """The records of ``labels`` on one data set of a profile (default: its first); None where there are none.
+
+    Labels whose seeds are not all there are left out. ``compute`` trains what is missing first.
+    """
+    module = studies.study(study)
+    studies.check_profile(module, profile)
+    if compute:
+        ensure(module, labels, profile=profile, seeds=seeds)
+    options = {} if _stands_for(study, profile, data) else {"data": data}
+    try:
+        return module.results(Store.of(study, profile), profile, labels=labels, seeds=seeds, **options)
+    except MissingRuns:
+        return None
 
 
 def published(cell: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +120,7 @@ def published(cell: dict[str, Any]) -> dict[str, Any]:
 
 def ours(module: ModuleType, found: Results | None, name: str, row: str, column: str, profile: str) -> dict | None:
     """Our mean, standard deviation over seeds (n - 1) and records of one cell; None where it was not run."""
-    if found is None:
+    if found is None and slug(name) not in counted(module):
         return None
     try:
         cell = module.cell(found, slug(name), row, column)
@@ -73,60 +133,83 @@ def ours(module: ModuleType, found: Results | None, name: str, row: str, column:
         "spread": float(cell.values.std()) if n > 1 else None,
         "n": n,
         "profile": profile,
-        "data": found.data_name,
+        "data": found.data_name if found else "",
         "records": list(cell.records),
     } | ({"backbone": backbone} if backbone else {})
 
 
+def counted(module: ModuleType) -> tuple[str, ...]:
+    """The items of a study that are counted, and need no runs."""
+    return getattr(module, "COUNTED", ())
+
+
 def table(study: str, name: str, *, profile: str = "paper", found: Results | None = None) -> list[dict[str, Any]]:
-    """One object per published cell: row, column, data, published {mean, spread, n}, ours (or None)."""
+    """One object per published cell: row, column, data, published {mean, spread, n}, ours (or None).
+
+    ``found``, where given, is of one data set: the cells of the others then have no "ours".
+    """
     cells = item(study, name) and papers.published_cells(study, slug(name))
     module = studies.study(study) if study in studies.STUDIES else None
-    found = found or (_available(study, profile) if module else None)
+    by_data = {data: _on(study, profile, data, found) for data in {cell["data"] for cell in cells}} if module else {}
     return [
         {
             "row": cell["row"],
             "column": cell["column"],
             "data": cell["data"],
             "published": published(cell),
-            "ours": ours(module, found, name, cell["row"], cell["column"], profile)
-            if module and cell["data"] in RUNNABLE[study]
-            else None,
+            "ours": ours(module, by_data[cell["data"]], name, cell["row"], cell["column"], profile) if module else None,
         }
         for cell in cells
     ]
 
 
-def _available(study: str, profile: str) -> Results | None:
+def _on(study: str, profile: str, data: str | None, found: Results | None) -> Results | None:
+    """``found`` if it is of ``data``, else what there is of it."""
+    if found is not None:
+        return found if _stands_for(study, profile, data) or found.data_name == data else None
+    return _available(study, profile, data)
+
+
+def _available(study: str, profile: str, data: str | None = None) -> Results | None:
+    studies.check_profile(studies.study(study), profile)
+    if data is not None and not runnable(study, profile, data):
+        return None
     try:
-        return results(study, profile)
+        return results(study, profile, data)
     except MissingRuns:
         return None
 
 
 def verdicts(study: str, *, profile: str = "paper", found: Results | None = None) -> list[Verdict]:
-    """A verdict for every claim of a study's paper."""
-    module = studies.study(study)
-    found = found or _available(study, profile)
-    return claims.evaluate(claims.load(study), module.quantities(found) if found else {}, profile=profile)
+    """A verdict for every claim of a study's paper; ``found``, where given, is of its main data set."""
+    module, loaded = studies.study(study), claims.load(study)
+    tested = {data for claim in loaded for data, entry in claim.data.items() if not entry.state}
+    by_data = {
+        data: found if found and data == MAIN.get(study) else _available(study, profile, data) for data in sorted(tested)
+    }
+    quantities = {data: module.quantities(results) if results else {} for data, results in by_data.items()}
+    return claims.evaluate(loaded, quantities, profile=profile)
 
 
 # ----------------------------------------------------------------------------------------------------------- coverage
-def coverage(*, profile: str = "paper") -> list[dict[str, Any]]:
-    """Every table and figure of every paper, one object per data set that it is about, with its state."""
+def coverage(*, profile: str | None = None) -> list[dict[str, Any]]:
+    """Every table and figure of every paper, one object per data set that it is about, with its state.
+
+    ``profile``: by default the one that the book shows of each study.
+    """
     rows = []
     for study in studies.PAPERS:
+        scale = profile or shown(study)
         for entry in papers.load_published(study)["items"]:
             for data in entry["data"] or [None]:
-                state, note = _state(study, entry, data, profile)
-                shown = profile if state == "reproduced" else None
+                state, note = _state(study, entry, data, scale)
                 rows.append(
                     {
                         "paper": study,
                         "item": entry["item"],
                         "data": data,
                         "state": state,
-                        "profile": shown,
+                        "profile": scale if state == "reproduced" else None,
                         "note": note,
                     }
                 )
@@ -140,12 +223,15 @@ def _state(study: str, entry: dict[str, Any], data: str | None, profile: str) ->
         return "not yet", "this paper's study is not built yet"
     if data is None and not entry["cells"]:
         return "reproduced", "a diagram of our own"
-    if data not in RUNNABLE[study]:
-        return "not yet", f"the study does not run on {data} yet"
     module = studies.study(study)
+    studies.check_profile(module, profile)
+    if entry["slug"] in counted(module):
+        return "reproduced", entry.get("note", "")
+    if not runnable(study, profile, data):
+        return "not yet", f"profile {profile} does not run on {data}"
     if entry["slug"] not in module.LABELS:
         return "not yet", "no runs are defined for it yet"
-    found = _available(study, profile)
+    found = _available(study, profile, data)
     offered = getattr(module, "offered", lambda label, profile: True)
     wanted = [label for label in module.LABELS[entry["slug"]] if offered(label, profile)]
     absent = [label for label in wanted if found is None or label not in found.runs]
