@@ -32,8 +32,8 @@ def strip_solutions():
     return module
 
 
-def test_the_two_labs_are_there():
-    assert [path.stem for path in LABS] == ["fisher-svd", "metrics"]
+def test_the_labs_are_there():
+    assert [path.stem for path in LABS] == ["fisher-svd", "metrics", "shortcut"]
 
 
 @lab
@@ -115,7 +115,12 @@ def test_no_cell_needs_a_solution(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("metrics", {"data": "census", "seed": 3}), ("fisher-svd", {"seed": 3, "seeds": 3})]
+    ("name", "parameters"),
+    [
+        ("metrics", {"data": "census", "seed": 3}),
+        ("fisher-svd", {"seed": 3, "seeds": 3}),
+        ("shortcut", {"seed": 3, "seeds": 2, "alignment": 0.9}),
+    ],
 )
 def test_labs_run_with_other_parameters(name, parameters, tmp_path, monkeypatch):
     from book.build import run_notebook

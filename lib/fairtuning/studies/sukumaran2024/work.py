@@ -216,6 +216,9 @@ class Training:
         self.network, self.run, self.data = network, run, data
         self.rows = data.part("training")
         label, attribute = data.label[self.rows], data.group[self.rows]
+        if len(label.unique()) < 2:
+            only = data.label_names[label[0]]
+            raise RunError(f"{data.name}: every training example has label {only!r}; allowed: two labels or more")
         group, self.groups = penalty_groups(
             label, attribute, by=run.groups, classes=len(data.label_names), attributes=len(data.group_names)
         )
