@@ -18,6 +18,7 @@ COMMANDS = [
     "data list",
     "data fetch",
     "data verify",
+    "data pack",
     "run",
     "table",
     "claims",
@@ -69,7 +70,6 @@ def test_help(fairtuning, command):
     "command, words",
     [
         ("run zhang2025", ["unknown study 'zhang2025'", "zhang2024"]),
-        ("run kamalaruban2025", ["known, but not yet here"]),
         ("claims zhang2025", ["unknown study"]),
         ("verify zhang2025", ["unknown study"]),
         ("table zhang2025 table1", ["'zhang2025'", "zhang2024, sukumaran2024"]),
@@ -91,6 +91,8 @@ def test_help(fairtuning, command):
         ("verify zhang2024 --sample 0", ["--sample is 0"]),
         ("data fetch adults", ["unknown data set 'adults'", "adult, census"]),
         ("data verify adult", ["adult.data", "is not there"]),
+        ("data pack digits", ["digits has no images to pack"]),
+        ("data pack waterbirds --size huge", ["size is 'huge'", "80x64"]),
     ],
 )
 def test_a_mistake_is_one_line_on_standard_error(fairtuning, folders, command, words):
@@ -184,7 +186,7 @@ def test_claims_json(fairtuning, records):
 def test_claims_without_records(fairtuning, folders):
     found = objects(fairtuning("claims", "--json"))
     assert {one["verdict"] for one in found} <= {"not yet", "not testable here", "supported"}
-    assert all(one["profile"] == "paper" for one in found)
+    assert {(one["id"][:2], one["profile"]) for one in found} == {("P1", "paper"), ("P2", "compact")}
 
 
 def test_table_json(fairtuning, records):

@@ -1,4 +1,4 @@
-"""The command line: ``fairtuning data | run | table | claims | coverage | verify``."""
+"""The command line: ``fairtuning data | run | table | claims | coverage | verify | transcript``."""
 
 import json
 import sys
@@ -17,11 +17,16 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data sets: which there are, fetch them, verify them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+transcript_app = typer.Typer(help="What developer and auditor exchanged (arXiv 2503.05684).", no_args_is_help=True)
+app.add_typer(transcript_app, name="transcript")
 
 STOPPED = 130  # what typer makes of Ctrl-C
 
 Study = Annotated[str, typer.Argument(help="A study, named after its paper: zhang2024.")]
-Profile = Annotated[str, typer.Option(help="Scale of the runs: classroom, compact or paper.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(help="Scale of the runs: classroom, compact or paper; default: the one that the book shows."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, a list of objects, instead of a table.")]
 
 
@@ -63,6 +68,24 @@ def data_fetch(name: Annotated[str, typer.Argument(help="A data set of `fairtuni
     print(*(paths or [f"{name} needs no files: it is generated or comes with a package"]), sep="\n")
 
 
+@data_app.command("pack")
+def data_pack(
+    name: Annotated[str, typer.Argument(help="A data set of images of `fairtuning data list`.")],
+    size: Annotated[str | None, typer.Option(help="Side, or height x width: 112, 80x64; default: its own.")] = None,
+    crop: Annotated[str, typer.Option(help="center, or stretch: the aspect ratio is lost.")] = "center",
+    faulty: Annotated[
+        str, typer.Option(help="Images that cannot be read or have no label: refuse, or skip (they are counted).")
+    ] = "refuse",
+    edition: Annotated[str, typer.Option(help="Which one, where several are packed here.")] = "",
+) -> None:
+    """Decode the images of a data set once, at one size, into data/NAME/packed, from which every run reads."""
+    from fairtuning import datasets
+
+    options = {"crop": crop, "faulty": faulty, "edition": edition} | ({"size": size} if size else {})
+    data = datasets.pack(name, **options)
+    print(f"{name}: {len(data.label)} images, edition {data.edition}, digest {data.digest[:12]}", *data.notes, sep="\n")
+
+
 @data_app.command("verify")
 def data_verify(name: Annotated[str, typer.Argument(help="A data set of `fairtuning data list`.")]) -> None:
     """Check the files that are here against the published SHA-256, and that they can be read."""
@@ -75,7 +98,7 @@ def data_verify(name: Annotated[str, typer.Argument(help="A data set of `fairtun
 @app.command()
 def run(
     study: Study,
-    profile: Profile = "paper",
+    profile: Profile = None,
     only: Annotated[str | None, typer.Option(help="One table or figure, e.g. table3 or 'Fig. 5'.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds 0 to N-1; default: the profile's number.")] = None,
     executor: Annotated[
@@ -92,10 +115,10 @@ def run(
     """Compute the runs of a study that are missing, and say first what that will cost."""
     from fairtuning import paths, report, runs, studies, verification
 
-    module = studies.study(study)
+    module, profile = studies.study(study), profile or report.shown(study)
     labels = report.labels(module, only)
     fresh_folder = paths.fresh_folder() if fresh else None
-    estimate = runs.cost(module, labels, profile=profile, seeds=seeds, folder=fresh_folder)
+    estimate = runs.cost(module, labels, profile=profile, seeds=seeds, folder=fresh_folder, reading=not dry_run)
     store = runs.Store.of(study, profile, folder=fresh_folder).path
     print(f"{store}: {estimate['present']} records, {estimate['missing']} runs missing", end="")
     print(f", about {estimate['seconds'] / 60:.1f} minutes on one core" if estimate["missing"] else "; nothing to do")
@@ -107,13 +130,37 @@ def run(
         _verdict(verification.compare_stores(module, made, runs.Store.of(study, profile)))
 
 
+@app.command()
+def bench(
+    data: Annotated[
+        Path, typer.Option(help="A YAML file: table (or images), label, group; see the book's Rerun page.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the page and its records; default: NAME-bench.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds 0 to N-1.")] = 10,
+    executor: Annotated[str, typer.Option(help="inline, processes, or a dask scheduler's address.")] = "inline",
+) -> None:
+    """Compare the methods on your own data: a page with intervals and warnings, and the records behind it."""
+    from fairtuning.bench_page import own_page
+    from fairtuning.datasets.own import Problems
+
+    if seeds < 2:
+        raise FairtuningError(f"--seeds is {seeds}; allowed: 2 or more, for an interval needs them")
+    try:
+        print(own_page(data, output or Path(f"{data.stem}-bench"), seeds=seeds, executor=executor))
+    except Problems as problems:  # all of them, a line each
+        print(*(f"error: {line}" for line in problems.lines), sep="\n", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
 # ------------------------------------------------------------------------------------------------------------ reading
 @app.command()
-def table(study: Study, name: str, profile: Profile = "paper", as_json: Json = False) -> None:
+def table(study: Study, name: str, profile: Profile = None, as_json: Json = False) -> None:
     """A table or figure of the paper: published and ours side by side."""
     from fairtuning import report
 
-    rows = report.table(study, name, profile=profile)
+    rows = report.table(study, name, profile=profile or report.shown(study))
     if as_json:
         _print_json(rows)
         return
@@ -134,7 +181,7 @@ def table(study: Study, name: str, profile: Profile = "paper", as_json: Json = F
 @app.command()
 def claims(
     study: Annotated[str | None, typer.Argument(help="A study; default: all.")] = None,
-    profile: Profile = "paper",
+    profile: Profile = None,
     as_json: Json = False,
     picture: Annotated[
         Path | None,
@@ -145,7 +192,7 @@ def claims(
     from fairtuning import report, studies
 
     names = [study] if study else list(studies.STUDIES)
-    verdicts = [verdict for name in names for verdict in report.verdicts(name, profile=profile)]
+    verdicts = [verdict for name in names for verdict in report.verdicts(name, profile=profile or report.shown(name))]
     if picture is not None:
         from fairtuning import pages
 
@@ -153,17 +200,18 @@ def claims(
     if as_json:
         _print_json([verdict.as_json() for verdict in verdicts])
         return
-    rows = [
-        [v.id, v.data, v.verdict, report.number(v.effect), report.interval(v.interval), str(v.n), v.reason]
-        for v in verdicts
-    ]
-    _print_table(
-        f"Claims, profile {profile}", ["claim", "data", "verdict", "effect", "95 % interval", "n", "reason"], rows
-    )
+    for scale in dict.fromkeys(verdict.profile for verdict in verdicts):
+        rows = [
+            [v.id, v.data, v.verdict, report.number(v.effect), report.interval(v.interval), str(v.n), v.reason]
+            for v in verdicts
+            if v.profile == scale
+        ]
+        columns = ["claim", "data", "verdict", "effect", "95 % interval", "n", "reason"]
+        _print_table(f"Claims, profile {scale}", columns, rows)
 
 
 @app.command()
-def coverage(profile: Profile = "paper", as_json: Json = False) -> None:
+def coverage(profile: Profile = None, as_json: Json = False) -> None:
     """Every table and figure of every paper, and its state here."""
     from fairtuning import report
 
@@ -192,20 +240,48 @@ def rerun(
 @app.command()
 def verify(
     study: Study,
-    profile: Profile = "paper",
+    profile: Profile = None,
     sample: Annotated[int, typer.Option(help="How many records to make again, drawn at random.")] = 20,
     everything: Annotated[bool, typer.Option("--all", help="Every record.")] = False,
     key: Annotated[str | None, typer.Option(help="One record, by its key (or the beginning of it).")] = None,
     executor: Annotated[str, typer.Option(help="inline, processes, or a dask scheduler's address.")] = "inline",
 ) -> None:
     """Make records again and compare them with the committed ones; exit status 1 where one differs."""
-    from fairtuning import studies, verification
+    from fairtuning import report, studies, verification
 
     if sample < 1:
         raise FairtuningError(f"--sample is {sample}; allowed: 1 or more")
     module = studies.study(study)
     number = None if everything else sample
+    profile = profile or report.shown(study)
     _verdict(verification.verify(module, profile=profile, sample=number, key=key, executor_name=executor))
+
+
+# --------------------------------------------------------------------------------------------------------- transcripts
+@transcript_app.command("verify")
+def transcript_verify(
+    file: Annotated[Path, typer.Argument(help="A party's transcript, e.g. transcript.jsonl.")],
+    head: Annotated[
+        str | None, typer.Option(help="The published head: without it, lines cut from the end do not show.")
+    ] = None,
+) -> None:
+    """Check a transcript's chain of hashes; an error names the first wrong line."""
+    from fairtuning.collaboration.transcript import START, verify
+
+    lines = verify(file, head=head)
+    print(f"{file}: {len(lines)} messages, {sum(line['size'] for line in lines)} bytes, the chain is whole")
+    print(f"head {lines[-1]['hash'] if lines else START}" + (" as published" if head else ""))
+
+
+@transcript_app.command("compare")
+def transcript_compare(
+    ours: Annotated[Path, typer.Argument(help="One party's transcript.")],
+    theirs: Annotated[Path, typer.Argument(help="The other party's.")],
+) -> None:
+    """Check that each message one party sent is the one that the other received, in order; an error names the first."""
+    from fairtuning.collaboration.transcript import compare
+
+    print(f"{ours}, {theirs}: {compare(ours, theirs)} messages crossed, on which both agree")
 
 
 def _verdict(compared: dict[str, list[str]]) -> None:

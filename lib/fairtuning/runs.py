@@ -302,7 +302,7 @@ def ensure(
     """The store of ``study`` with every run that ``labels`` need: those present are read, the missing ones computed."""
     store = Store.of(study.NAME, profile, folder=folder)
     seeds = study.PROFILES[profile]["seeds"] if seeds is None and profile in study.PROFILES else seeds
-    if not _todo(study, labels, profile, seeds, store):
+    if not _todo(study, labels, profile, seeds, lambda run: store.records.get(study.key(run))):
         return store
     with store.writing(), executor(executor_name) as (pool, in_flight):
         for phase in study.plan(profile, labels, seeds, lambda run: store.records.get(study.key(run))):
@@ -315,19 +315,34 @@ def ensure(
     return store
 
 
-def _todo(study: Any, labels: Sequence[str], profile: str, seeds: int | None, store: Store) -> list[Any]:
+def _todo(
+    study: Any, labels: Sequence[str], profile: str, seeds: int | None, lookup: Callable[[Any], Record | None]
+) -> list[Any]:
     """Every run still missing; where a search is unfinished its first candidate stands in for the selected one."""
-    phases = study.plan(profile, labels, seeds, lambda run: store.records.get(study.key(run)))
-    return [run for phase in phases for run in missing(phase, store=store, key=study.key)]
+    phases = study.plan(profile, labels, seeds, lookup)
+    return list(dict.fromkeys(run for phase in phases for run in phase if lookup(run) is None))
 
 
 def cost(
-    study: Any, labels: Sequence[str], *, profile: str, seeds: int | None = None, folder: Path | None = None
+    study: Any,
+    labels: Sequence[str],
+    *,
+    profile: str,
+    seeds: int | None = None,
+    folder: Path | None = None,
+    reading: bool = True,
 ) -> Record:
-    """What ``ensure`` would compute: how many runs are missing, and how many seconds such runs took before."""
+    """What ``ensure`` would compute: how many runs are missing, and how many seconds such runs took before.
+
+    With ``reading=False`` no images are read to tell their digest, where the study knows how (``lookup_in``): records
+    of the same data set, size and edition then count as present.
+    """
     store = Store.of(study.NAME, profile, folder=folder)
     seeds = study.PROFILES[profile]["seeds"] if seeds is None and profile in study.PROFILES else seeds
-    todo = _todo(study, labels, profile, seeds, store)
+    if reading or not hasattr(study, "lookup_in"):
+        todo = _todo(study, labels, profile, seeds, lambda run: store.records.get(study.key(run)))
+    else:
+        todo = _todo(study, labels, profile, seeds, study.lookup_in(store))
     known = [record["seconds"] for record in store.records.values()]
     guess = study.PROFILES.get(profile, {}).get("seconds", getattr(study, "SECONDS", 1.0))
     each = sum(known) / len(known) if known else guess
