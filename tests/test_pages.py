@@ -245,6 +245,22 @@ def test_scoreboard_names_every_paper_and_its_profile(full, tmp_path):
     assert all(f"| {v.id}: " in found["scoreboard.md"] for v in verdicts if v.verdict != "not yet")
 
 
+def test_a_second_profile_shows_what_the_first_has_no_runs_on(monkeypatch):
+    def verdicts(study, *, profile):
+        said = {"paper": ("supported", "not yet"), "compact": ("contradicted", "supported")}[profile]
+        return [
+            pages.Verdict(id="P1-C4", data=data, profile=profile, verdict=one, reason="")
+            for data, one in zip(("adult", "celeba"), said, strict=True)
+        ]
+
+    monkeypatch.setattr(pages.studies, "STUDIES", ("zhang2024",))
+    monkeypatch.setattr(report, "verdicts", verdicts)
+    monkeypatch.setattr(report, "profiles", lambda study: ["paper", "compact"])
+    found = [[(v.profile, v.data, v.verdict) for v in block] for block in pages._blocks(None)]
+    assert found == [[("paper", "adult", "supported")], [("compact", "celeba", "supported")]]
+    assert len(pages._blocks("compact")) == 1 and len(pages._blocks("compact")[0]) == 2
+
+
 def test_every_number_leads_to_a_section_of_records(full, tmp_path):
     page = next(path for path in pages.write_record_pages(tmp_path) if path.stem == NAME).read_text()
     anchors = re.findall(r"^\(run-(\w+)\)=$", page, re.M)
@@ -254,7 +270,7 @@ def test_every_number_leads_to_a_section_of_records(full, tmp_path):
     assert f"fairtuning verify {NAME} --profile compact --key {anchors[0]}" in page
     store = report.Store.of(NAME, "compact")
     searched = [key for key, record in store.records.items() if record["configuration"]["evaluate"] == "validation"]
-    listed = page.partition("## Searches")[2]
+    listed = page.partition("### Searches")[2]
     assert searched and all(f"`{key}`" in listed for key in searched)
 
 

@@ -499,15 +499,34 @@ DATA = {
 ORDER = ("supported", "contradicted", "unresolved", "not yet", "not testable here")
 
 
-def _shown(profile: str | None) -> dict[str, list[Verdict]]:
-    """The verdicts of every study, of one profile or of the one that the book shows."""
-    return {study: report.verdicts(study, profile=profile or report.shown(study)) for study in studies.STUDIES}
+def _blocks(profile: str | None) -> list[list[Verdict]]:
+    """The verdicts of every study by profile: of one, or of those that the book shows.
+
+    A second profile of a study shows its verdicts on data sets that the first has no runs on.
+    """
+    blocks = []
+    for study in studies.STUDIES:
+        first, *others = [profile] if profile else report.profiles(study)
+        found = {first: report.verdicts(study, profile=first)}
+        for other in others:
+            there = {v.data for v in found[first] if v.verdict in ORDER[:3]}
+            own = report.verdicts(study, profile=other)
+            new = {v.data for v in own if v.verdict in ORDER[:3]} - there
+            found[other] = [v for v in own if v.data in new]
+            found[first] = [v for v in found[first] if v.data not in new]
+        blocks += [verdicts for verdicts in found.values() if verdicts]
+    return blocks
 
 
-def _headline(study: str, verdicts: Sequence[Verdict]) -> str:
+def _study(verdicts: Sequence[Verdict]) -> str:
+    paper = verdicts[0].id.partition("-")[0]
+    return next(study for study in studies.STUDIES if papers.load_published(study)["paper"]["id"] == paper)
+
+
+def _headline(verdicts: Sequence[Verdict]) -> str:
     profile = verdicts[0].profile
     reduced = "" if profile == "paper" else ", not the paper's scale"
-    return f"arXiv {papers.load_published(study)['paper']['arxiv']}, profile {profile}{reduced}"
+    return f"arXiv {papers.load_published(_study(verdicts))['paper']['arxiv']}, profile {profile}{reduced}"
 
 
 def _counts(verdicts: Sequence[Verdict]) -> str:
@@ -515,38 +534,42 @@ def _counts(verdicts: Sequence[Verdict]) -> str:
     return ", ".join(f"{count} {verdict}" for verdict, count in number.items() if count)
 
 
-def scoreboard(*, profile: str | None = None) -> Figure:
-    """One block per paper, one row per claim, one column per data set, the verdict as a sign, a word and a colour."""
-    verdicts = _shown(profile)
-    texts = {
+def _statements() -> dict[str, str]:
+    return {
         claim.id: " ".join(claim.statement.split()) + (" (ours)" if claim.origin == "ours" else "")
-        for study in verdicts
+        for study in studies.STUDIES
         for claim in claims.load(study)
     }
-    names = {study: list(dict.fromkeys(v.id for v in found)) for study, found in verdicts.items()}
-    lines = {name: wrap(f"{name[3:]}  {texts[name]}", 88, max_lines=2, placeholder=" …") for name in texts}
-    heights = [len(found) + 1.2 for found in names.values()]
+
+
+def scoreboard(*, profile: str | None = None) -> Figure:
+    """A block per paper and profile, one row per claim, one column per data set, the verdict as sign, word, colour."""
+    blocks, texts = _blocks(profile), _statements()
+    names = [list(dict.fromkeys(v.id for v in found)) for found in blocks]
+    heights = [len(rows) + 1.2 for rows in names]
 
     def draw(figure: Any, colours: Sequence[str]) -> None:
         colour = dict(zip(ORDER, (colours[0], colours[1], colours[4], colours[6], colours[6]), strict=True))
         markers = {"supported": "o", "contradicted": "X", "unresolved": "$?$", "not yet": "$…$"}
-        panels = figure.subplots(len(verdicts), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for axes, (study, found) in zip(panels, verdicts.items(), strict=True):
-            rows, data = names[study], list(dict.fromkeys(v.data for v in found))
-            axes.set(xlim=(-4.6, 2.6), ylim=(len(rows) - 0.4, -1.1))
+        panels = figure.subplots(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for axes, rows, found in zip(panels, names, blocks, strict=True):
+            data = list(dict.fromkeys(v.data for v in found))
+            axes.set(xlim=(-4.6, max(2.6, len(data) - 0.4)), ylim=(len(rows) - 0.4, -1.1))
             axes.axis("off")
-            axes.text(-4.6, -0.8, _headline(study, found), va="center", weight="bold")
+            axes.text(-4.6, -0.8, _headline(found), va="center", weight="bold")
+            width = 88 if len(data) < 4 else 76  # letters of a line before the first column
             for x, name in enumerate(data):
                 axes.text(x, -0.8, DATA.get(name, name), ha="center", va="center", weight="bold")
             for y, name in enumerate(rows):
-                axes.text(-4.6, y, "\n".join(lines[name]), ha="left", va="center", fontsize=7.5)
+                lines = wrap(f"{name[3:]}  {texts[name]}", width, max_lines=2, placeholder=" …")
+                axes.text(-4.6, y, "\n".join(lines), ha="left", va="center", fontsize=7.5)
                 axes.axhline(y + 0.5, lw=0.3, color=colours[6])
             for v in found:
                 x, y = data.index(v.data), rows.index(v.id)
                 axes.plot(x - 0.36, y, marker=markers.get(v.verdict, "_"), color=colour[v.verdict], ms=6)
                 axes.text(x - 0.26, y, v.verdict, ha="left", va="center", color=colour[v.verdict], fontsize=8)
 
-    told = "; ".join(f"{_headline(study, found)}: {_counts(found)}" for study, found in verdicts.items())
+    told = "; ".join(f"{_headline(found)}: {_counts(found)}" for found in blocks)
     return Figure(draw, alt=f"Scoreboard of the claims. {told}.", size=(9.0, 0.4 * sum(heights)))
 
 
@@ -557,16 +580,15 @@ def write_scoreboard(folder: Path, *, profile: str | None = None) -> list[Path]:
     for theme in TEXT:
         paths.append(folder / f"scoreboard-{theme}.svg")
         paths[-1].write_bytes(figure.svg(theme))
-    lines = []
-    for study, verdicts in _shown(profile).items():
-        texts = {claim.id: claim.statement for claim in claims.load(study)}
+    lines, texts = [], _statements()
+    for verdicts in _blocks(profile):
         rows = [
-            f"| {v.id}: {' '.join(texts[v.id].split())} | {v.data} | {SIGNS[v.verdict]} {v.verdict} "
+            f"| {v.id}: {texts[v.id]} | {v.data} | {SIGNS[v.verdict]} {v.verdict} "
             f"| {report.number(v.effect)} | {report.interval(v.interval)} |"
             for v in verdicts
             if v.verdict != "not yet"
         ]
-        lines += [f"**{_headline(study, verdicts)}**", ""]
+        lines += [f"**{_headline(verdicts)}**", ""]
         if rows:
             lines += ["| claim | data | verdict | effect | 95 % interval |", "|---|---|---|---|---|", *rows, ""]
         lines += [f"{_own_scale(verdicts[0].profile)}Verdicts not given yet: {len(verdicts) - len(rows)}.", ""]
@@ -585,28 +607,38 @@ def write_record_pages(folder: Path, *, profile: str | None = None) -> list[Path
     for study in studies.STUDIES:
         path = folder / "records" / f"{study}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_record_page(study, profile or report.shown(study)), encoding="utf-8")
+        path.write_text(_record_page(study, [profile] if profile else report.profiles(study)), encoding="utf-8")
         paths.append(path)
     return paths
 
 
-def _record_page(study: str, profile: str) -> str:
-    module, store = studies.study(study), Store.of(study, profile)
-    arxiv = papers.load_published(study)["paper"]["arxiv"]
-    runs = report.every(study, profile)
-    behind = {record["key"] for records in runs.values() for record in records}
+def _record_page(study: str, profiles: Sequence[str]) -> str:
     lines = [
-        f"# Records of arXiv {arxiv}",
+        f"# Records of arXiv {papers.load_published(study)['paper']['arxiv']}",
         "",
-        f"{len(store.records)} records in `results/{store.path.name}`; {len(behind)} stand behind numbers of "
-        "this book, in the sections below; the others are the searches that chose settings on the validation data"
-        f"{', and runs whose other seeds are not there yet' if profile != 'paper' else ''}. "
         "A record's key is a hash of its configuration, of the data and of the version of its method.",
         "",
     ]
+    for profile in profiles:
+        lines += _records_of(study, profile)
+    return "\n".join(lines) + "\n"
+
+
+def _records_of(study: str, profile: str) -> list[str]:
+    module, store = studies.study(study), Store.of(study, profile)
     if not store.records:
-        return "\n".join([*lines, f"No records yet: `fairtuning run {study} --profile {profile}`."]) + "\n"
-    lines += _environments(store)
+        return [f"No records yet: `fairtuning run {study} --profile {profile}`."]
+    runs = report.every(study, profile)
+    behind = {record["key"] for records in runs.values() for record in records}
+    lines = [
+        f"## Profile {profile}",
+        "",
+        f"{len(store.records)} records in `results/{store.path.name}`; {len(behind)} stand behind numbers of "
+        "this book, in the sections below; the others are searches that chose settings on the validation data, and "
+        "runs whose other seeds are not there.",
+        "",
+        *_environments(store),
+    ]
     by_first: dict[str, list[str]] = {}
     for label, records in runs.items():  # two labels can name the same runs: two rules that select the same lambda
         by_first.setdefault(records[0]["key"], []).append(label)
@@ -615,7 +647,7 @@ def _record_page(study: str, profile: str) -> str:
     others = [record for key, record in store.records.items() if key not in behind]
     if 0 < len(others) <= LISTED:
         lines += _other_records(others)
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _other_records(records: Sequence[Record]) -> list[str]:
@@ -629,7 +661,7 @@ def _other_records(records: Sequence[Record]) -> list[str]:
     worst = all("worst" in record for record in records)
     head = ["key", *differ, "validation accuracy, %", *(["worst group, %"] if worst else []), "seconds"]
     lines = [
-        "## Searches and unfinished labels",
+        "### Searches and unfinished labels",
         "",
         "Settings are selected by validation accuracy (and that of the worst group, label by attribute). A dash: the "
         "record was made before there was such a setting.",
@@ -647,7 +679,7 @@ def _other_records(records: Sequence[Record]) -> list[str]:
 
 def _environments(store: Store) -> list[str]:
     lines = [
-        "## Where they were made",
+        "### Where they were made",
         "",
         "| environment | processor | Python | packages | commit |",
         "|---|---|---|---|---|",
@@ -667,7 +699,7 @@ def _record_section(
     command = f"fairtuning verify {study} --profile {profile} --key {first['key']}"
     return [
         f"(run-{first['key']})=",
-        f"## {', '.join(f'`{label}`' for label in labels)}",
+        f"### {', '.join(f'`{label}`' for label in labels)}",
         "",
         f"- needed by: {item}; computed by `fairtuning run {study} --profile {profile} --only {item}`",
         f"- seeds: {', '.join(str(record['configuration']['seed']) for record in records)}; "

@@ -23,6 +23,12 @@ def shown(study: str) -> str:
     return SHOWN.get(study, "paper")
 
 
+def profiles(study: str) -> list[str]:
+    """The profiles that the book shows of a study: that of ``shown``, then others of its that have records."""
+    others = [name for name in ("paper", "compact") if name != shown(study)]
+    return [shown(study), *(name for name in others if Store.of(study, name).records)]
+
+
 def slug(name: str) -> str:
     """``Table 3``, ``table3``, ``Fig. 5`` -> ``table3``, ``figure5``."""
     return re.sub(r"^fig(ure)?", "figure", re.sub(r"[\s.]", "", name.lower()))
@@ -185,7 +191,8 @@ def verdicts(study: str, *, profile: str = "paper", found: Results | None = None
     module, loaded = studies.study(study), claims.load(study)
     tested = {data for claim in loaded for data, entry in claim.data.items() if not entry.state}
     by_data = {
-        data: found if found and data == MAIN.get(study) else _available(study, profile, data) for data in sorted(tested)
+        data: found if found and data == MAIN.get(study) else _available(study, profile, data)
+        for data in sorted(tested)
     }
     quantities = {data: module.quantities(results) if results else {} for data, results in by_data.items()}
     return claims.evaluate(loaded, quantities, profile=profile)
