@@ -588,3 +588,18 @@ def test_a_retrained_last_layer_is_fitted_to_validation_and_changes_the_head_alo
     assert retrained["history"] == plain["history"]
     assert retrained["predictions"]["test"] != plain["predictions"]["test"]
     assert retrained["worst"]["validation"] >= plain["worst"]["validation"]
+
+
+@pytest.mark.parametrize("slug, data", [("table1", "geode"), ("table6", "aircraft")])
+def test_cells_of_the_other_data_sets_are_read_from_their_own_runs(slug, data):
+    label = f"FairLoRA/clip/{data}"
+    assert label in sukumaran2024.LABELS[slug]
+    truth = {"label": pack([0, 1, 2, 2], classes=3), "group": pack([0, 1, 0, 1], classes=2), "group_names": ["a", "b"]}
+    record = {
+        "key": "k", "configuration": {"backbone": "clip", "size": 224}, "data": {"name": data},
+        "predictions": {"test": pack([0, 1, 2, 0], classes=3)},
+    }  # fmt: skip
+    found = Results({label: [record]}, truth | {"key": "0-test"})
+    assert sukumaran2024.cell(found, slug, "CLIP FairLoRA", "Acc").values.tolist() == [75.0]
+    with pytest.raises(MissingRuns):
+        sukumaran2024.cell(found, slug, "ViT LoRA", "Acc")

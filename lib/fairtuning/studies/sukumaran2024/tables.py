@@ -132,8 +132,8 @@ def _label(row: str) -> str:
     return "/".join([method, *([] if backbone == "ViT" else [backbone.lower()]), *rank])
 
 
-def _percent(results: Results, row: str, column: str) -> Ours:
-    label = _label(row)
+def _percent(results: Results, row: str, column: str, *, data: str = "") -> Ours:
+    label = f"{_label(row)}/{data}" if data else _label(row)
     if column == "Sensitive Acc":
         return _ours(results, label, 100 * attribute_agreement(results.counts(label)))
     metric, factor = METRIC[column]
@@ -153,8 +153,10 @@ def _figure12(results: Results, row: str, column: str) -> Ours:
 
 
 CELLS: dict[str, Callable[[Results, str, str], Ours]] = {
+    "table1": partial(_percent, data="geode"),
     "table2": _percent,
     "table3": _percent,
+    "table6": partial(_percent, data="aircraft"),
     "figure12": _figure12,
     "ranks": _fraction,
 }
