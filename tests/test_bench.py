@@ -275,8 +275,7 @@ def test_claims_name_rows_and_data_that_there_are():
 
 def test_verdicts_come_from_planted_results():
     found = {"adult": planted(ROWS, seed=1), "waterbirds": planted(ROWS[::-1], seed=2)}
-    quantities = {data: bench.quantities(one) for data, one in found.items()} | {"all": bench.quantities(found)}
-    said = {(v.id, v.data): v.verdict for v in claims.evaluate(claims.load("bench"), quantities, profile="compact")}
+    said = {(v.id, v.data): v.verdict for v in bench_page.verdicts(found)}
     assert (said["B-C2", "adult"], said["B-C2", "waterbirds"]) == ("supported", "contradicted")
     assert said["B-C7", "all"] == "contradicted" and said["B-C2", "lfw"] == "not yet"
 

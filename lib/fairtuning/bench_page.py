@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fairtuning import pages, report, runs
+from fairtuning import claims, pages, report, runs
 from fairtuning.analysis import Results
 from fairtuning.datasets import GroupedData, own
 from fairtuning.runs import Store
@@ -123,6 +123,7 @@ def frontier_figure(data: str, points: Mapping[str, Mapping[float, Mapping[str, 
                     "color": colours[index % len(colours)],
                     "marker": pages.MARKERS[index % len(pages.MARKERS)],
                     "ls": "-" if index < len(colours) else ":",
+                    "mfc": None if index < len(colours) else "none",
                 }
                 x, y = ([one[name] for one in settings.values()] for name in (metric, "accuracy"))
                 axes.plot(x, y, label=method, ms=4, lw=0.8, **style)
@@ -164,6 +165,12 @@ def cells_table(data: str, found: Results, *, sizes: Mapping[str, Sequence[int]]
         for j, group in enumerate(groups)
     ]
     return pages.Table(["label, group", *sizes], shown, caption=f"{html.escape(data)}: rows by label and group.")
+
+
+def verdicts(found: Mapping[str, Results], *, profile: str = "compact") -> list[claims.Verdict]:
+    """A verdict for every claim of claims/bench.yaml, those across data sets included."""
+    quantities = {data: bench.quantities(one) for data, one in found.items()} | {"all": bench.quantities(found)}
+    return claims.evaluate(claims.load(bench.NAME), quantities, profile=profile)
 
 
 def records_table(found: Mapping[str, Results], *, profile: str = "compact") -> pages.Table:

@@ -92,8 +92,8 @@ def _stands_for(study: str, profile: str, data: str | None) -> bool:
 
 
 def runnable(study: str, profile: str, data: str | None) -> bool:
-    """Whether a profile has runs on a data set, or on one that takes its place."""
-    return data == MAIN.get(study) or data in _own_data(study, profile)
+    """Whether a profile has runs on a data set, or on one that takes its place; "all": what compares data sets."""
+    return data in ("all", MAIN.get(study)) or data in _own_data(study, profile)
 
 
 def read(
