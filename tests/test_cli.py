@@ -179,14 +179,18 @@ def test_claims_json(fairtuning, records):
     assert verdict["P1-C4", "adult"] in ("supported", "contradicted", "unresolved")
     assert verdict["P1-C12", "adult"] == "supported"  # 742 parameters against 46, by arithmetic
     every = objects(fairtuning("claims", *CLASSROOM, "--json"))
-    assert every[: len(found)] == found and {one["id"][:2] for one in every[len(found) :]} == {"P2"}
+    assert every[: len(found)] == found and {one["id"][:2] for one in every[len(found) :]} == {"P2", "P3"}
     assert "P1-C12" in fairtuning("claims", *CLASSROOM)[1]
 
 
 def test_claims_without_records(fairtuning, folders):
     found = objects(fairtuning("claims", "--json"))
     assert {one["verdict"] for one in found} <= {"not yet", "not testable here", "supported"}
-    assert {(one["id"][:2], one["profile"]) for one in found} == {("P1", "paper"), ("P2", "compact")}
+    assert {(one["id"][:2], one["profile"]) for one in found} == {
+        ("P1", "paper"),
+        ("P2", "compact"),
+        ("P3", "compact"),
+    }
 
 
 def test_table_json(fairtuning, records):
