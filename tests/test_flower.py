@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -322,10 +323,12 @@ class Deployment:
     def kill(self, name):
         """The node and its app, at once: as where a machine loses power."""
         process = self.running.pop(name)
-        for child in descendants(process.pid):
-            os.kill(child, signal.SIGKILL)
-        process.kill()
-        process.wait()
+        if process.poll() is None:
+            for child in descendants(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            process.kill()
+            process.wait()
 
     def close(self):
         for name in list(self.running):
@@ -354,8 +357,9 @@ def descendants(pid):
     """Those of every thread's, the youngest first."""
     found = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            found += [*descendants(child), child]
+        with suppress(OSError):  # it may have ended by now
+            for child in map(int, children.read_text().split()):
+                found += [*descendants(child), child]
     return found
 
 

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import multiprocessing
 import re
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ def strip_solutions():
 
 
 def test_the_labs_are_there():
-    assert [path.stem for path in LABS] == ["fisher-svd", "metrics", "shortcut"]
+    assert [path.stem for path in LABS] == ["auditor", "developer", "fisher-svd", "metrics", "shortcut"]
 
 
 @lab
@@ -120,6 +122,8 @@ def test_no_cell_needs_a_solution(path):
         ("metrics", {"data": "census", "seed": 3}),
         ("fisher-svd", {"seed": 3, "seeds": 3}),
         ("shortcut", {"seed": 3, "seeds": 2, "alignment": 0.9}),
+        ("developer", {"seed": 3, "epochs": 6}),
+        ("auditor", {"seed": 3, "epochs": 6}),
     ],
 )
 def test_labs_run_with_other_parameters(name, parameters, tmp_path, monkeypatch):
@@ -138,3 +142,22 @@ def test_labs_run_with_other_parameters(name, parameters, tmp_path, monkeypatch)
     figures = ["".join(data["text/html"]) for data in shown if "<img" in "".join(data["text/html"])]
     assert len(figures) >= 2
     assert all(len(alt) > 60 for html in figures for alt in re.findall(r'alt="([^"]*)"', html))
+
+
+@pytest.mark.slow
+def test_developer_and_auditor_play_with_each_other(tmp_path, monkeypatch):
+    from book.build import run_notebook
+
+    from fairtuning.collaboration.transcript import compare
+
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("FAIRTUNING_MIRROR", str(tmp_path / "nothing"))
+    shared, given = tmp_path / "shared", {"folder": str(tmp_path / "shared"), "wait": 300, "epochs": 4}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        runs = [
+            pool.submit(run_notebook, str(FOLDER / f"{name}.ipynb"), str(tmp_path / f"{name}.ipynb"), given, 600)
+            for name in ("developer", "auditor")
+        ]
+        assert [run.result()[1] for run in runs] == [None, None]
+    assert compare(shared / "developer-transcript.jsonl", shared / "auditor-transcript.jsonl") == 3

@@ -91,13 +91,14 @@ def test_profiles_offer_what_they_have():
 
 
 def test_images_that_are_not_here_do_not_stop_the_others(folders):
-    configuration.digest.cache_clear()
+    configuration._can_be_read.cache_clear()
     runs = [run for phase in plan("paper", ["TL", "TL/celeba"], 1, lambda run: None) for run in phase]
     assert {run.data for run in runs} == {"adult"}
     store = Store.of("zhang2024", "paper")
     with pytest.raises(DataError, match="img_align_celeba.zip"):
         ensure(zhang2024, ["TL/celeba"], profile="paper", progress=False)
     assert not store.records
+    configuration._can_be_read.cache_clear()
 
 
 def test_methods_that_are_compared_have_the_same_grid():

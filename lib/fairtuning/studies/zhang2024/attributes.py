@@ -147,7 +147,6 @@ class AttributeResults:
         self.group = torch.from_numpy(unpack(examples["group"]).astype("int64"))
         self.label = torch.from_numpy(unpack(examples["label"]).astype("int64")).reshape(len(self.group), -1)
         self.data_name = "40 attributes"
-        self._resampled: dict[str, dict[str, Tensor]] = {}
 
     def records(self, label: str) -> list[Record]:
         if label not in self.runs:
@@ -186,17 +185,24 @@ class AttributeResults:
 
     def resampled(self, label: str, name: str) -> Tensor:
         """``[resamples, seeds]``, one resampling of the test images for all labels, seeds and attributes."""
-        if label not in self._resampled:
-            predicted, parts = self.predictions(label), []
-            for k in range(len(self.names)):
-                counts = resampled_counts(
-                    predicted[..., k], self.label[:, k], group=self.group, classes=2, groups=2,
-                    resamples=self.resamples,
-                )  # fmt: skip
-                parts.append(counts)
-            counts = torch.stack(parts, -4)
-            self._resampled[label] = {one: self.measure(one, counts) for one in MEASURES}
+        self.records(label)
         return self._resampled[label][name]
+
+    @cached_property
+    def _resampled(self) -> dict[str, dict[str, Tensor]]:
+        predicted = torch.cat([self.predictions(label) for label in self.runs])  # one matrix product per attribute
+        counts = [
+            resampled_counts(
+                predicted[..., k], self.label[:, k], group=self.group, classes=2, groups=2, resamples=self.resamples
+            )
+            for k in range(len(self.names))
+        ]
+        found, first = {}, 0
+        for label, records in self.runs.items():
+            own = torch.stack([one[:, first : first + len(records)] for one in counts], -4)
+            found[label] = {name: self.measure(name, own) for name in MEASURES}
+            first += len(records)
+        return found
 
     def effect(self, of: str, name: str, *, minus: str | None = None) -> Effect:
         """``measure(of)``, or ``measure(of) - measure(minus)`` paired by seed."""

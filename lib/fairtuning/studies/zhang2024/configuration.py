@@ -447,11 +447,14 @@ def plan(profile_name: str, labels: Iterable[str], seeds: int, lookup: Lookup) -
 
 def _is_here(label: str, profile_name: str) -> bool:
     run = resolve(label)
-    if not run.label:
-        return True
-    run = replace(run, **_settings(run, PROFILES[profile_name])["place"])
+    place = _settings(run, PROFILES[profile_name])["place"]
+    return not run.label or _can_be_read(run.data, place["size"], place["edition"])
+
+
+@cache  # or every label would look for the archive anew
+def _can_be_read(data: str, size: str, edition: str) -> bool:
     try:
-        return bool(digest(run.data, run.size, run.edition))
+        return bool(digest(data, size, edition))
     except DataError:
         return False
 
