@@ -334,7 +334,8 @@ def paper_table(
         return Table(header, shown, caption=f"{numbers}{f' ({told})' if told else ''}; ours: no records yet.")
     if entry["slug"] in report.counted(studies.study(study)):
         return Table(header, shown, caption=f"{numbers}, and ours, counted: no run is needed.")
-    command = f"fairtuning run {study} --profile {profile} --only {entry['slug']}"
+    runs = report.items_of(studies.study(study), entry["slug"], data)
+    command = f"fairtuning run {study} --profile {profile} --only {runs}"
     caption = (
         f"{numbers} and ours (profile {profile}, data "
         f"{', '.join([found.data_name if found else data, *backbones])}; {_spread(cells)}{stars}). "

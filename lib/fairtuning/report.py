@@ -144,6 +144,11 @@ def ours(module: ModuleType, found: Results | None, name: str, row: str, column:
     } | ({"backbone": backbone} if backbone else {})
 
 
+def items_of(module: ModuleType, slug: str, data: str | None) -> str:
+    """The name in LABELS of the runs of a table or figure on one data set: ``figure4-celeba`` where there is one."""
+    return f"{slug}-{data}" if f"{slug}-{data}" in module.LABELS else slug
+
+
 def counted(module: ModuleType) -> tuple[str, ...]:
     """The items of a study that are counted, and need no runs."""
     return getattr(module, "COUNTED", ())
@@ -202,14 +207,16 @@ def verdicts(study: str, *, profile: str = "paper", found: Results | None = None
 def coverage(*, profile: str | None = None) -> list[dict[str, Any]]:
     """Every table and figure of every paper, one object per data set that it is about, with its state.
 
-    ``profile``: by default the one that the book shows of each study.
+    ``profile``: by default the one that the book shows of each study, or else another one that has it.
     """
     rows = []
     for study in studies.PAPERS:
-        scale = profile or shown(study)
+        scales = [profile] if profile or study not in studies.STUDIES else profiles(study)
         for entry in papers.load_published(study)["items"]:
             for data in entry["data"] or [None]:
-                state, note = _state(study, entry, data, scale)
+                states = {scale: _state(study, entry, data, scale) for scale in scales}
+                scale = next((scale for scale, (state, _) in states.items() if state == "reproduced"), scales[0])
+                state, note = states[scale]
                 rows.append(
                     {
                         "paper": study,
@@ -236,14 +243,15 @@ def _state(study: str, entry: dict[str, Any], data: str | None, profile: str) ->
         return "reproduced", entry.get("note", "")
     if not runnable(study, profile, data):
         return "not yet", f"profile {profile} does not run on {data}"
-    if entry["slug"] not in module.LABELS:
+    runs = items_of(module, entry["slug"], data)
+    if runs not in module.LABELS:
         return "not yet", "no runs are defined for it yet"
     found = _available(study, profile, data)
     offered = getattr(module, "offered", lambda label, profile: True)
-    wanted = [label for label in module.LABELS[entry["slug"]] if offered(label, profile)]
+    wanted = [label for label in module.LABELS[runs] if offered(label, profile)]
     absent = [label for label in wanted if found is None or label not in found.runs]
     if absent or not wanted:
-        absent = absent or module.LABELS[entry["slug"]]
+        absent = absent or module.LABELS[runs]
         return "not yet", f"no records of {', '.join(absent[:3])}{' …' if len(absent) > 3 else ''}"
     left_out = module.left_out(entry["slug"], profile) if hasattr(module, "left_out") else ""
     return ("not yet", left_out) if left_out else ("reproduced", entry.get("note", ""))
