@@ -1,0 +1,66 @@
+"""What the book's pages on P3 show: columns as effects, and the searches behind a strength."""
+
+from collections.abc import Callable
+from functools import partial
+
+from fairtuning.analysis import Results
+from fairtuning.runs import Record, Store
+from fairtuning.statistics import Effect
+from fairtuning.studies.kamalaruban2025.configuration import Run, configuration, resolve, seeded, selected
+from fairtuning.studies.kamalaruban2025.tables import TaskResults
+
+#: title -> (metric, factor)
+COLUMNS = {
+    "accuracy": ("accuracy", 100.0),
+    "F1": ("positive_class_f1", 100.0),
+    "AUROC": ("auroc", 100.0),
+    "DP difference": ("demographic_parity_difference", 100.0),
+    "FPR difference": ("false_positive_rate_difference", 100.0),
+    "TPR difference": ("equal_opportunity_difference", 100.0),
+    "FPR ratio": ("false_positive_rate_ratio", 1.0),
+    "worst cell": ("worst_cell_accuracy", 100.0),
+    "probe": ("probe_accuracy", 100.0),
+}
+
+
+def on_task(label: str, task: str, *, first: str) -> str:
+    """The label of the same method on a task; the first task of a profile goes without saying.
+
+    >>> on_task("Orth/weight", "Bald", first="celeba"), on_task("Orth", "celeba", first="celeba")
+    ('Orth/weight/Bald', 'Orth')
+    """
+    return label if task == first else f"{label}/{task}"
+
+
+def measures(results: TaskResults | None) -> dict[str, Callable[..., Effect]]:
+    """COLUMNS as functions (of, minus=None) -> Effect, in percent but for the ratio; none without results."""
+    if results is None:
+        return {}
+    return {title: partial(scaled, results, *how) for title, how in COLUMNS.items()}
+
+
+def scaled(results: Results, metric: str, factor: float, of: str, *, minus: str | None = None) -> Effect:
+    effect = results.effect(of, metric, minus=minus)
+    return Effect(by_seed=factor * effect.by_seed, resampled=factor * effect.resampled)
+
+
+def searches(store: Store, profile: str, label: str) -> list[list[tuple[Run, Record | None]]]:
+    """The searches behind a label, each a list of candidates with their validation records (None: not run yet)."""
+    recorded = {configuration(record): record for record in store.records.values()}
+    _, found = selected(label, profile, recorded.get)
+    return [[(run, recorded.get(seeded(run, 0))) for run in candidates] for candidates in found]
+
+
+def by_strength(store: Store, profile: str, label: str) -> dict[float, Record]:
+    """Validation records of the strengths that were tried for a label, weakest first; 0 stands for Erm."""
+    if resolve(label).run.strength is not None:
+        return {}
+    candidates = searches(store, profile, label)[-1:]
+    return {run.strength: record for found in candidates for run, record in found if record is not None}
+
+
+def chosen(store: Store, profile: str, label: str) -> float:
+    """The strength that the rule of a label selects."""
+    recorded = {configuration(record): record for record in store.records.values()}
+    run, _ = selected(label, profile, recorded.get)
+    return run.strength
