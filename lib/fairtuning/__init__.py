@@ -4,6 +4,11 @@ The rooms are imported by name (``from fairtuning import metrics``); nothing hea
 ``import fairtuning`` and the command line's help stay fast.
 """
 
+import warnings
+
+# tqdm in a notebook without ipywidgets says so at length, with the path of its file; plain bars do here.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
 __version__ = "0.1.0"
 
 
