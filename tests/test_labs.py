@@ -153,7 +153,7 @@ def test_developer_and_auditor_play_with_each_other(tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("FAIRTUNING_MIRROR", str(tmp_path / "nothing"))
-    shared, given = tmp_path / "shared", {"folder": str(tmp_path / "shared"), "wait": 300, "epochs": 4}
+    shared, given = tmp_path / "shared", {"folder": str(tmp_path / "shared"), "wait": 120}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         runs = [
             pool.submit(run_notebook, str(FOLDER / f"{name}.ipynb"), str(tmp_path / f"{name}.ipynb"), given, 600)
