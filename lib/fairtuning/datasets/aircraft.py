@@ -79,18 +79,14 @@ def read(
     packed = images.read(RECIPE, size=size, crop=crop, faulty=faulty, edition=edition)
     label_names, labels = np.unique(packed.columns[label], return_inverse=True)
     group_names, groups = np.unique(packed.columns[group], return_inverse=True)
-    return GroupedData(
+    return packed.grouped(
         name="aircraft",
-        edition=packed.edition,
-        digest=packed.digest,
-        inputs=packed.pixels,
         label=torch.from_numpy(labels),
         group=torch.from_numpy(groups),
         split=torch.from_numpy(packed.columns["split"]),
         label_names=tuple(label_names.tolist()),
         group_names=tuple(group_names.tolist()),
         split_names=SPLITS,
-        notes=packed.notes,
     )
 
 

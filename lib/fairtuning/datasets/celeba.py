@@ -129,18 +129,14 @@ def read(
             raise DataError(f"{what} is {value!r}; allowed: {', '.join(attributes)}")
     if label == group:
         raise DataError(f"label and group are both {label!r}; they must differ")
-    return GroupedData(
+    return packed.grouped(
         name="celeba",
-        edition=packed.edition,
-        digest=packed.digest,
-        inputs=packed.pixels,
         label=torch.from_numpy((packed.columns[label] > 0).astype(np.int64)),
         group=torch.from_numpy((packed.columns[group] > 0).astype(np.int64)),
         split=torch.from_numpy(packed.columns["split"]),
         label_names=(f"not {label}", label),
         group_names=(f"not {group}", group),
         split_names=SPLITS,
-        notes=packed.notes,
     )
 
 

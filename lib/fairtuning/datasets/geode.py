@@ -63,18 +63,14 @@ def read(
     """GeoDE as grouped data: inputs ``[N, 3, height, width]`` uint8, label = object, group = region."""
     packed = images.read(RECIPE, size=size, crop=crop, faulty=faulty, edition=edition)
     names, label = np.unique(packed.columns["object"], return_inverse=True)
-    return GroupedData(
+    return packed.grouped(
         name="geode",
-        edition=packed.edition,
-        digest=packed.digest,
-        inputs=packed.pixels,
         label=torch.from_numpy(label),
         group=torch.from_numpy(packed.columns["group"]),
         split=images.random_split(packed.columns["name"], packed.columns["content"], shares=SHARES, seed=split_seed),
         label_names=tuple(names.tolist()),
         group_names=GROUPS,
         split_names=SPLITS,
-        notes=packed.notes,
     )
 
 

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fairtuning.datasets import DataError, archives, files
+from fairtuning.datasets import DataError, GroupedData, archives, files
 from fairtuning.paths import data_folder
 
 #: "center": scaled until it covers the size, the middle kept. "stretch": scaled to the size, the aspect ratio lost.
@@ -71,6 +72,10 @@ class Packed:
     edition: str
     digest: str
     notes: tuple[str, ...]
+
+    def grouped(self, **rest: Any) -> GroupedData:
+        """These images as grouped data; ``rest`` are the fields that images do not say: name, label, group, split."""
+        return GroupedData(inputs=self.pixels, edition=self.edition, digest=self.digest, notes=self.notes, **rest)
 
 
 def parse_size(size: int | str | Sequence[int]) -> tuple[int, int]:

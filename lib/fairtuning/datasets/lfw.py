@@ -142,18 +142,14 @@ def read(
     n = len(packed.pixels)
     whole = sum(SIZES)
     sizes = SIZES if 0 <= whole - n <= 8 else [round(n * size / whole) for size in SIZES]
-    return GroupedData(
+    return packed.grouped(
         name="lfw",
-        edition=packed.edition,
-        digest=packed.digest,
-        inputs=packed.pixels,
         label=torch.from_numpy(packed.columns[label].astype(np.int64)),
         group=torch.from_numpy(packed.columns[group].astype(np.int64)),
         split=split_people(packed.columns["name"].tolist(), sizes, seed=split_seed),
         label_names=names[label],
         group_names=names[group],
         split_names=SPLITS,
-        notes=packed.notes,
     )
 
 

@@ -78,18 +78,14 @@ def read(
     if label.startswith("age"):
         bound = int(np.median(age[split == 0]) if label.endswith("median") else label[5:])
         values[label] = (age >= bound).astype(np.int64), (f"under {bound}", f"{bound} or older")
-    return GroupedData(
+    return packed.grouped(
         name="utkface",
-        edition=packed.edition,
-        digest=packed.digest,
-        inputs=packed.pixels,
         label=torch.from_numpy(values[label][0]),
         group=torch.from_numpy(values[group][0]),
         split=split,
         label_names=values[label][1],
         group_names=values[group][1],
         split_names=SPLITS,
-        notes=packed.notes,
     )
 
 

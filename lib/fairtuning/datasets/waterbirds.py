@@ -69,18 +69,14 @@ def read(
         found = tuple(torch.bincount((2 * label + group)[split == number], minlength=4).tolist())
         if found != expected and faulty == "refuse":
             raise DataError(f"waterbirds: (label, group) counts of {part} are {found}, expected {expected}")
-    return GroupedData(
+    return packed.grouped(
         name="waterbirds",
-        edition=packed.edition,
-        digest=packed.digest,
-        inputs=packed.pixels,
         label=label,
         group=group,
         split=split,
         label_names=LABELS,
         group_names=GROUPS,
         split_names=SPLITS,
-        notes=packed.notes,
     )
 
 
