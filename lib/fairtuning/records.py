@@ -29,6 +29,24 @@ def examples_line(data: GroupedData, split: str, task: str = "") -> Record:
     }
 
 
+def frame(
+    run: Any, data: GroupedData, *, version: int, history: list[float], parameters: int, seconds: float
+) -> Record:
+    """What every record says of its run, whatever is kept of what the run predicts."""
+    return {
+        "kind": "record",
+        "key": key_of(run, digest=data.digest, version=version),
+        "configuration": asdict(run),
+        "version": version,
+        "data": {"name": data.name, "edition": data.edition, "digest": data.digest},
+        "environment": environment()["key"],
+        "history": history,
+        "epoch": len(history),
+        "parameters": parameters,
+        "seconds": round(seconds, 3),
+    }
+
+
 def make_record(
     run: Any,
     data: GroupedData,
@@ -46,22 +64,12 @@ def make_record(
     """
     predictions = {split: values.argmax(-1) for split, values in scores.items()}
     labels = {split: data.label[data.part(split)] for split in scores}
-    return {
-        "kind": "record",
-        "key": key_of(run, digest=data.digest, version=version),
-        "configuration": asdict(run),
-        "version": version,
-        "data": {"name": data.name, "edition": data.edition, "digest": data.digest},
-        "environment": environment()["key"],
+    return frame(run, data, version=version, history=history, parameters=parameters, seconds=seconds) | {
         "accuracy": {
             split: round(float((values == labels[split]).double().mean()), 6) for split, values in predictions.items()
         },
         "loss": {
             split: float(f"{cross_entropy(values, labels[split]).mean():.8g}") for split, values in scores.items()
         },
-        "history": history,
-        "epoch": len(history),
-        "parameters": parameters,
-        "seconds": round(seconds, 3),
         "predictions": {run.evaluate: pack(predictions[run.evaluate].tolist(), classes=len(data.label_names))},
     }

@@ -5,7 +5,7 @@ forty they can. Everything here has one more axis than elsewhere: ``label [..., 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -17,8 +17,8 @@ from fairtuning.analysis import MissingRuns
 from fairtuning.datasets import GroupedData, images
 from fairtuning.factorization import neutralise
 from fairtuning.networks import Parameters, head
-from fairtuning.records import examples_key
-from fairtuning.runs import Record, environment, key_of, pack, unpack
+from fairtuning.records import examples_key, frame
+from fairtuning.runs import Record, pack, unpack
 from fairtuning.statistics import Effect, resampled_counts
 
 FEWEST = 20  # test images that each value of an attribute must have in each group for its gaps to count
@@ -85,19 +85,9 @@ def make_record(
     """As ``records.make_record``; accuracy is the mean over attributes, and only test predictions are kept."""
     label = {split: data.label[data.part(split)] for split in scores}
     predictions = {split: (values > 0).long() for split, values in scores.items()}
-    return {
-        "kind": "record",
-        "key": key_of(run, digest=data.digest, version=version),
-        "configuration": asdict(run),
-        "version": version,
-        "data": {"name": data.name, "edition": data.edition, "digest": data.digest},
-        "environment": environment()["key"],
+    return frame(run, data, version=version, history=history, parameters=parameters, seconds=seconds) | {
         "accuracy": {s: round(float((p == label[s]).double().mean()), 6) for s, p in predictions.items()},
         "loss": {s: float(f"{loss(values, label[s]):.8g}") for s, values in scores.items()},
-        "history": history,
-        "epoch": len(history),
-        "parameters": parameters,
-        "seconds": round(seconds, 3),
         "predictions": {s: pack(p.flatten().tolist(), classes=2) for s, p in predictions.items() if s == "test"},
     }
 
