@@ -61,10 +61,10 @@ PROFILES = {
         "backbones": ("vit-tiny",),
         "data": {
             "waterbirds": {"size": 112, "edition": "resized-128", "epochs": 5},
-            "celeba": {
+            "celeba": {  # the label of 2403.00625, for the papers' methods to stand side by side
                 "size": "80x64",
                 "edition": "resized-64-20000",
-                "label": "Blond_Hair",
+                "label": "Wavy_Hair",
                 "attribute": "Male",
                 "epochs": 3,
             },
@@ -96,7 +96,7 @@ PROFILES = {
             "celeba": {
                 "size": 224,
                 "edition": "official",
-                "label": "Blond_Hair",
+                "label": "Wavy_Hair",
                 "attribute": "Male",
                 "epochs": 3,
             },
