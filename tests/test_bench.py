@@ -15,7 +15,7 @@ from fairtuning.datasets import GroupedData
 from fairtuning.losses import cross_entropy
 from fairtuning.networks import head, mlp_parameters, stack
 from fairtuning.runs import pack, unpack
-from fairtuning.studies import bench
+from fairtuning.studies import bench, sukumaran2024
 from fairtuning.studies.bench import METHODS, Run, resolve, seeded, selected, tables, units
 from fairtuning.studies.bench.configuration import LABELS, PROFILES, STACKED, labels_of, place, planned
 
@@ -223,6 +223,39 @@ def test_what_a_row_is_told():
         "validation",
         "validation, test",
     ]
+
+
+def test_adapters_of_the_papers_stand_beside_the_heads_where_task_and_images_are_the_same(folders):
+    import planted as p2
+
+    p2.fill(["LoRA/utkface", "FairLoRA/utkface", "LoRA"])
+    assert bench.adapters("adult", "compact") == bench.adapters("lfw", "compact") == {}
+    assert bench.adapters("census", "classroom") == {}
+    beside = bench.adapters("utkface", "compact")["sukumaran2024"]
+    assert list(beside.runs) == ["LoRA/utkface", "FairLoRA/utkface"]
+    assert list(bench.adapters("waterbirds", "compact")["sukumaran2024"].runs) == ["LoRA"]
+    ours, theirs = PROFILES["compact"]["data"], sukumaran2024.PROFILES["compact"]["data"]
+    for data in ("waterbirds", "celeba", "utkface"):  # else no adapter would ever stand beside a head
+        assert {name: ours[data].get(name) for name in ("size", "label", "attribute")} == {
+            name: theirs[data].get(name) for name in ("size", "label", "attribute")
+        }
+    plain, fair = (bench_page._adapter_row("sukumaran2024", beside, row) for row in beside.runs)
+    assert ">LoRA<" in plain[0] and "/utkface" not in fair[0]
+    assert plain[1:3] == ["nowhere", "-"] and fair[1] == "validation" and fair[2].startswith("lambda ")
+
+
+def test_lines_of_the_penalty_on_adapters_start_at_plain_lora(folders):
+    import planted as p2
+
+    assert bench.adapter_frontier("utkface", "compact") == {}
+    store = p2.fill(["FairLoRA/utkface"], seeds=1)
+    (line,) = bench.adapter_frontier("utkface", "compact").values()
+    assert list(line) == [0.0, *sukumaran2024.PROFILES["compact"]["penalties"]]
+    runs_ = [record for record in store.records.values() if record["configuration"]["penalty"] == 10.0]
+    (record,) = [record for record in runs_ if record["configuration"]["evaluate"] == "validation"]
+    examples = store.examples[next(key for key in store.examples if "validation" in key)]
+    right = unpack(record["predictions"]["validation"]) == unpack(examples["label"])
+    assert line[10.0]["accuracy"] == pytest.approx(right.mean())
 
 
 def test_no_records_is_one_line(tmp_path):

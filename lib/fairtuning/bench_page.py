@@ -14,7 +14,7 @@ from fairtuning.runs import Store
 from fairtuning.statistics import Estimate, estimate
 from fairtuning.studies import bench
 from fairtuning.studies.bench.configuration import FEWEST_FOR_DFR, METHODS
-from fairtuning.studies.bench.tables import SHOWN, row_of, rows
+from fairtuning.studies.bench.tables import ADAPTERS, SHOWN, row_of, rows
 
 TITLES = {
     "accuracy": "accuracy",
@@ -50,11 +50,12 @@ def _setting(found: Results, row: str) -> str:
 
 
 def methods_table(
-    data: str, found: Results, *, rule: str = "R2", beside: Results | None = None, linked: bool = False
+    data: str, found: Results, *, rule: str = "R2", beside: Mapping[str, Results] | None = None, linked: bool = False
 ) -> pages.Table:
     """One row per method: what it is told, its setting, each metric with its interval, seconds, parameters.
 
-    ``beside``: results of adapters on the same test images, shown below. ``linked``: names lead to ``records_table``.
+    ``beside``: adapters on the same test images (``bench.adapters``), shown below. ``linked``: names lead to
+    ``records_table``.
     """
     shown = []
     for row in rows(found, rule):
@@ -72,19 +73,8 @@ def methods_table(
                 f"{records[0]['parameters']:,}",
             ]
         )
-    for row in beside.runs if beside else []:
-        records = beside.records(row)
-        name = pages.record_link("sukumaran2024", [record["key"] for record in records], html.escape(row))
-        shown.append(
-            [
-                f"{name}<br><small>adapters, study sukumaran2024, {len(records)} seeds</small>",
-                "nowhere" if row == "LoRA" else "training, validation" if "groups=" in row else "validation",
-                f"lambda {records[0]['configuration']['penalty']:g}",
-                *(_interval(estimate(beside.effect(row, metric))) for metric in SHOWN),
-                f"{sum(record['seconds'] for record in records) / len(records):.2f}",
-                f"{records[0]['parameters']:,}",
-            ]
-        )
+    for study, results in (beside or {}).items():
+        shown += [_adapter_row(study, results, row) for row in results.runs]
     seeds = len(next(iter(found.runs.values())))
     constant = float(found.label.bincount().max()) / len(found.label)
     caption = (
@@ -95,6 +85,23 @@ def methods_table(
     )
     header = ["method", "attribute needed in", "setting", *(TITLES[metric] for metric in SHOWN), "seconds", "trained"]
     return pages.Table(header, shown, caption=caption)
+
+
+def _adapter_row(study: str, results: Results, row: str) -> list[str]:
+    records = results.records(row)
+    configuration = records[0]["configuration"]
+    short = row.removesuffix(f"/{configuration['data']}")
+    strength = configuration.get("penalty", configuration.get("strength"))
+    name = pages.record_link(study, [record["key"] for record in records], html.escape(short))
+    trained = "all weights" if configuration["method"] == "full" else "adapters"
+    return [
+        f"{name}<br><small>{trained}, study {study}, {len(records)} seeds</small>",
+        ", ".join(ADAPTERS[study][short]) or "nowhere",
+        f"{'lambda' if 'penalty' in configuration else 'strength'} {strength:g}" if strength else "-",
+        *(_interval(estimate(results.effect(row, metric))) for metric in SHOWN),
+        f"{sum(record['seconds'] for record in records) / len(records):.0f}",
+        f"{records[0]['parameters']:,}",
+    ]
 
 
 def differences_table(data: str, found: Results, *, rule: str = "R2") -> pages.Table:

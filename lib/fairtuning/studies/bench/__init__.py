@@ -20,11 +20,20 @@ from fairtuning.studies.bench.configuration import (
     selected,
     units,
 )
-from fairtuning.studies.bench.tables import columns, differences, frontier, lora, mean_ranks, quantities, results
+from fairtuning.studies.bench.tables import (
+    adapter_frontier,
+    adapters,
+    columns,
+    differences,
+    frontier,
+    mean_ranks,
+    quantities,
+    results,
+)
 from fairtuning.studies.bench.work import load, work
 
 __all__ = [
-    "LABELS", "METHODS", "NAME", "PROFILES", "Run", "columns", "configuration", "differences", "frontier", "key",
-    "labels_of", "load", "lora", "mean_ranks", "plan", "planned", "quantities", "resolve", "results", "seeded",
-    "selected", "units", "work",
+    "LABELS", "METHODS", "NAME", "PROFILES", "Run", "adapter_frontier", "adapters", "columns", "configuration",
+    "differences", "frontier", "key", "labels_of", "load", "mean_ranks", "plan", "planned", "quantities", "resolve",
+    "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """How records become rows, paired differences from ERM, frontiers and ranks, and the quantities of claims."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,7 +15,7 @@ from fairtuning.metrics import METRICS
 from fairtuning.records import examples_key
 from fairtuning.runs import Record, Store
 from fairtuning.statistics import Effect, Estimate, estimate
-from fairtuning.studies import sukumaran2024
+from fairtuning.studies import kamalaruban2025, sukumaran2024
 from fairtuning.studies.bench.configuration import (
     LABELS,
     METHODS,
@@ -28,11 +29,25 @@ from fairtuning.studies.bench.configuration import (
     selected,
     task_of,
 )
+from fairtuning.studies.sukumaran2024.measures import searches
 
 #: What is shown of each method: utility, the worst cell of label and group, two gaps.
 SHOWN = ("accuracy", "worst_cell_accuracy", "demographic_parity_difference", "equalized_odds_difference_max")
-#: Rows of sukumaran2024 that may stand beside these: the penalty on adapters instead of on the head alone.
-LORA = ("LoRA", "FairLoRA", "FairLoRA/groups=cell")
+#: Rows of the papers' own studies that may stand beside these: adapters instead of a head alone. For each where it
+#: needs the attribute; in kamalaruban2025 the auditor alone has it.
+ADAPTERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "sukumaran2024": {
+        "LoRA": (),
+        "FairLoRA": ("validation",),
+        "FairLoRA/groups=cell": ("training", "validation"),
+        "GroupDRO": ("training",),
+        "Balanced": ("training",),
+        "DFR": ("validation",),
+        "FFT": (),
+        "FairFFT": ("validation",),
+    },
+    "kamalaruban2025": {"Erm": ()} | dict.fromkeys(("Unl", "Adv", "Orth", "Orth/weight", "Ent"), ("training",)),
+}
 
 
 class Lookup:
@@ -123,19 +138,46 @@ def rows(found: Results, rule: str) -> list[str]:
     ]
 
 
-def lora(data: str) -> Results | None:
-    """Runs of sukumaran2024 (compact) on the same images, label and attribute; None where there are none."""
-    mine = PROFILES["compact"]["data"].get(data, {})
-    theirs = sukumaran2024.PROFILES["compact"]["data"].get(data)
+def adapters_of(data: str, profile: str) -> dict[str, dict[str, str]]:
+    """By study: which of ADAPTERS a profile has on the same images, label and attribute, and their labels there."""
+    mine, found = PROFILES[profile]["data"].get(data, {}), {}
     same = ("size", "edition", "label", "attribute")
-    if not theirs or any(mine.get(name) != theirs.get(name) for name in same):
-        return None
-    labels = [label + suffix for label in LORA for suffix in ("", f"/{data}")]
-    labels = [label for label in labels if sukumaran2024.offered(label, "compact")]
-    try:
-        return sukumaran2024.results(Store.of(sukumaran2024.NAME, "compact"), "compact", labels=labels, data=data)
-    except MissingRuns:
-        return None
+    for study in (sukumaran2024, kamalaruban2025):
+        theirs = study.PROFILES[profile]["data"]
+        if mine and data in theirs and all(mine.get(name) == theirs[data].get(name) for name in same):
+            suffix = "" if data == next(iter(theirs)) else f"/{data}"
+            found[study.NAME] = {label: label + suffix for label in ADAPTERS[study.NAME]}
+    return found
+
+
+def adapters(data: str, profile: str) -> dict[str, Results]:
+    """The records of ``adapters_of``, by study; those of the test set."""
+    found = {}
+    for name, labels in adapters_of(data, profile).items():
+        study = {"sukumaran2024": sukumaran2024, "kamalaruban2025": kamalaruban2025}[name]
+        with suppress(MissingRuns):
+            found[name] = study.results(Store.of(name, profile), profile, labels=list(labels.values()), data=data)
+    return found
+
+
+def adapter_frontier(data: str, profile: str) -> dict[str, dict[float, dict[str, float]]]:
+    """The penalty of sukumaran2024 on adapters, of the same form as ``frontier``: one seed, and 0 is plain LoRA."""
+    if "sukumaran2024" not in adapters_of(data, profile):
+        return {}
+    store = Store.of("sukumaran2024", profile)
+    found: dict[str, dict[float, dict[str, float]]] = {}
+    for label, full in adapters_of(data, profile)["sukumaran2024"].items():
+        if not label.startswith("FairLoRA"):
+            continue
+        *rates, penalties = searches(store, profile, full)
+        plain = [(run, record) for run, record in rates[0] if run.learning_rate == penalties[0][0].learning_rate]
+        there = [(run, record) for run, record in [*plain, *penalties] if record is not None]
+        for run, record in there if len(there) > 1 else []:
+            examples = store.examples[examples_key(record["data"]["digest"], "validation", task_of(run))]
+            one = Results({"run": [record]}, examples)
+            values = {metric: float(one.values("run", metric).mean()) for metric in SHOWN}
+            found.setdefault(label, {})[run.penalty] = values
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------- differences
