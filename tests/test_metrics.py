@@ -2,6 +2,7 @@
 
 import doctest
 import math
+import statistics
 
 import fairlearn.metrics
 import pytest
@@ -84,6 +85,7 @@ def slow(rows, *, classes, groups):
         "error": 100 - 100 * weighted,
         "positive_class_f1": f1[1],
         "min_class_f1": smallest(f1),
+        "median_class_f1": math.nan if any(map(math.isnan, f1)) else statistics.median(f1),
         "class_f1_gap": gap(f1),
         "min_class_recall": smallest(recall),
         "class_recall_gap": gap(recall),

@@ -306,7 +306,7 @@ def paper(folders, monkeypatch):
     settings = {"device": "cpu", "precision": "float32", "weights": "random", "batch_size": 8}
     tiny = {
         "seeds": 2,
-        "data": {"waterbirds": {"size": 32, "edition": "official", "epochs": 1}},
+        "data": PROFILES["paper"]["data"] | {"waterbirds": {"size": 32, "edition": "official", "epochs": 1}},
         "rates": {"lora": (0.001, 0.003), "full": (0.0001,)},
         "penalties": (0.1, 10.0),
         "rank": 4,

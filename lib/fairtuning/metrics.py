@@ -120,6 +120,11 @@ def min_class_f1(counts: Tensor) -> Tensor:
     return class_f1(counts).amin(-1)
 
 
+def median_class_f1(counts: Tensor) -> Tensor:
+    """Median class F1, `[...]` (arXiv 2410.17358, an axis of its radar charts); of two classes their mean."""
+    return class_f1(counts).quantile(0.5, dim=-1)
+
+
 def class_f1_gap(counts: Tensor) -> Tensor:
     """Largest minus smallest class F1, `[...]` (arXiv 2410.17358, "Delta F1")."""
     return _gap(class_f1(counts))
@@ -296,6 +301,7 @@ METRICS: dict[str, Metric] = {
         (error, "Error (100 - weighted F1)", "%", "lower"),
         (positive_class_f1, "F1 of the positive class", "", "higher"),
         (min_class_f1, "Smallest class F1", "", "higher"),
+        (median_class_f1, "Median class F1", "", "higher"),
         (class_f1_gap, "Class F1 gap", "", "lower"),
         (min_class_recall, "Smallest class recall", "", "higher"),
         (class_recall_gap, "Class recall gap", "", "lower"),

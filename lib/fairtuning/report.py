@@ -253,7 +253,7 @@ def _state(study: str, entry: dict[str, Any], data: str | None, profile: str) ->
     if absent or not wanted:
         absent = absent or module.LABELS[runs]
         return "not yet", f"no records of {', '.join(absent[:3])}{' …' if len(absent) > 3 else ''}"
-    left_out = module.left_out(entry["slug"], profile) if hasattr(module, "left_out") else ""
+    left_out = module.left_out(runs, profile) if hasattr(module, "left_out") else ""
     return ("not yet", left_out) if left_out else ("reproduced", entry.get("note", ""))
 
 

@@ -93,7 +93,7 @@ def measures(results: Results | None) -> dict[str, Callable[..., Effect]]:
         effect = results.effect(of, metric, minus=minus)
         return Effect(by_seed=factor * effect.by_seed, resampled=factor * effect.resampled)
 
-    columns = METRIC | {"worst group": ("worst_cell_accuracy", 100.0)}
+    columns = METRIC | {"F1 median": ("median_class_f1", 100.0), "worst group": ("worst_cell_accuracy", 100.0)}
     found = {column: partial(of_metric, *how) for column, how in columns.items()}
     if results.classes == results.groups:
         found["Sensitive Acc"] = partial(count_effect, results, lambda counts: 100 * attribute_agreement(counts))
