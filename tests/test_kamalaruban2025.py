@@ -16,15 +16,16 @@ from PIL import Image
 
 from fairtuning import FairtuningError, claims, metrics, report, runs, studies
 from fairtuning.analysis import MissingRuns
-from fairtuning.collaboration import exchange
+from fairtuning.collaboration import exchange, leakage, parties
 from fairtuning.collaboration.parties import METHODS as PARTY_METHODS
 from fairtuning.collaboration.parties import RAISED, SENSITIVE, turns
 from fairtuning.collaboration.transcript import Transcript
 from fairtuning.datasets import archives, celeba
 from fairtuning.runs import pack, unpack
 from fairtuning.studies import kamalaruban2025
-from fairtuning.studies.kamalaruban2025 import tables
+from fairtuning.studies.kamalaruban2025 import measures, tables
 from fairtuning.studies.kamalaruban2025.configuration import (
+    CLIP,
     IN_ROUNDS,
     LABELS,
     MAIN,
@@ -63,6 +64,8 @@ ALL = list(dict.fromkeys(label for found in LABELS.values() for label in found))
         ("Adv/central", dict(method="adv-central")),
         ("Ent/uniform", dict(method="ent-uniform")),
         ("Erm/disjoint", dict(images="disjoint", strength=0.0)),
+        ("Orth/leaks", dict(method="orth", images="disjoint", leaks=True, clip=0.0, noise=0.0)),
+        ("Orth/noise=4", dict(images="same", leaks=False, clip=CLIP, noise=4.0)),
     ],
 )
 def test_a_label_names_a_run(label, expected):
@@ -92,6 +95,9 @@ def test_what_a_label_leaves_to_the_profile():
         ("Orth/ascent", "unknown modifier 'ascent'"),
         ("Adv/shuffled", "unknown modifier 'shuffled'"),
         ("Erm/O", "unknown modifier 'O'"),
+        ("Erm/leaks", "unknown modifier 'leaks'"),
+        ("Adv/noise=1", "unknown modifier 'noise=1'"),
+        ("Orth/noise=inf", "unknown modifier 'noise=inf'"),
         ("Erm/Attractive", "unknown modifier 'Attractive'"),
         ("Adv/central/disjoint", "has label and attribute of the same images"),
     ],
@@ -138,6 +144,7 @@ def test_rule_d_is_the_strongest_within_a_point_and_rule_o_the_smallest_gap_of_t
 def test_selection_is_of_the_rate_on_erm_then_of_the_strength():
     def lookup(run):
         assert run.evaluate == "validation" and run.seed == 0 and run.images == "same" and run.sensitive == "trained"
+        assert not (run.clip or run.noise or run.leaks)
         if run.method == "erm":
             assert run.strength == 0.0 and run.rounds == 1
             return validated({0.0003: 0.90, 0.001: 0.93, 0.003: 0.91}[run.learning_rate])
@@ -154,6 +161,7 @@ def test_selection_is_of_the_rate_on_erm_then_of_the_strength():
     for label, expected in (
         ("Orth/shuffled", dict(sensitive="shuffled", strength=10.0)),
         ("Orth/disjoint", dict(images="disjoint", strength=10.0)),
+        ("Orth/leaks/noise=1", dict(images="disjoint", leaks=True, noise=1.0, strength=10.0)),
         ("Orth/Bald", dict(label="Bald", strength=10.0)),
     ):
         run, searches = selected(label, "compact", lookup)
@@ -235,6 +243,30 @@ def test_a_record_tells_what_the_evaluator_saw():
     assert kamalaruban2025.configuration(record) == run and record["key"] == key(run)
 
 
+def test_what_leaks_is_measured_of_the_bytes_that_crossed():
+    plain = record_of(small("Orth/disjoint/strength=10"))
+    record = record_of(small("Orth/leaks/strength=10"))
+    noisy = record_of(small("Orth/leaks/noise=4/strength=10"))
+    extra = {f"{whose}, {known}" for whose in ("sent", "frozen") for known in (0, *leakage.KNOWN)}
+    assert set(record["probes"]) - set(plain["probes"]) == extra == set(noisy["probes"]) - set(plain["probes"])
+    assert record["probes"]["sent, 100"] == record["probes"]["sent, few"]
+    kept = {name: value for name, value in record["probes"].items() if name not in extra}
+    assert results_part(record | {"probes": kept}) == results_part(plain) | {"membership": record["membership"]}
+
+    data = work.load(small("Erm"))
+    halves = [set(rows.tolist()) for rows in work._candidates(data)]
+    auditors = parties.auditor_view(data, images="disjoint").rows["training"].tolist()
+    assert not halves[0] & halves[1] and halves[0] <= set(auditors) and not halves[1] & set(auditors)
+    scores = record["membership"]["scores"]
+    assert record["membership"]["members"] == len(halves[0]) == len(halves[1]) == scores["loss"]["n"] // 2
+    # noise changes what is sent and what comes of it, and nothing of the controls
+    assert noisy["messages"]["bytes"] == record["messages"]["bytes"]
+    assert noisy["predictions"] != record["predictions"] and noisy["probes"]["sent, 0"] != record["probes"]["sent, 0"]
+    assert all(noisy["probes"][f"frozen, {known}"] == record["probes"][f"frozen, {known}"] for known in (0, 10))
+    assert noisy["membership"]["scores"]["frozen"] == scores["frozen"] != noisy["membership"]["scores"]["loss"]
+    assert noisy["auditor"]["accuracy"] == record["auditor"]["accuracy"]  # the adapter below the noise is the same one
+
+
 def test_a_search_never_reads_the_test_images():
     record = record_of(small("Adv/strength=1", evaluate="validation"))
     assert set(record["accuracy"]) == {"validation"} == set(record["predictions"])
@@ -309,6 +341,7 @@ def forget():
     for cached in (shared.digest, shared.published_digest, key, work._load, work._encoder, work._sensitive):
         cached.cache_clear()
     work._frozen_features.cache_clear()
+    work._frozen_candidates.cache_clear()
 
 
 @pytest.fixture
@@ -402,16 +435,39 @@ def planted(rights, *, seeds=5, told=None, task="celeba", other=None):
         scores = (128 * predicted + np.arange(400) % 128).tolist()
         sent = {"sent, few": (95,) * 4, "frozen, few": (75,) * 4}
         shares = {"trained": (told or {}).get(label, (90,) * 4), "frozen": (80,) * 4} | sent
+        read = 55 if "noise" in label else 90  # by clusters of the adapter that was sent; members score higher
+        leaks = {f"sent, {known}": (read,) * 4 for known in (0, 100)} | {
+            "frozen, 0": (50,) * 4,
+            "frozen, 100": (75,) * 4,
+        }
+        chance = np.random.default_rng(seed)
+        attacks = {a: chance.normal(np.repeat([0.0 if a == "frozen" else 1.0, 0.0], 200)) for a in leakage.ATTACKS}
+        levels = {a: leakage.byte_levels(torch.from_numpy(values)).tolist() for a, values in attacks.items()}
+        membership = {"members": 200, "scores": {a: pack(values, classes=256) for a, values in levels.items()}}
+        shares |= leaks if "leaks" in label else {}
         return {
             "key": f"{label}-{seed}",
             "data": {"name": "celeba"},
             "predictions": {"test": pack(predicted, classes=2)},
             "scores": {"test": pack(scores, classes=256)},
             "probes": {name: pack(among(counts, GROUP), classes=2) for name, counts in shares.items()},
-        }
+        } | ({"membership": membership} if "leaks" in label else {})
 
     found = {label: [record(label, seed) for seed in range(seeds)] for label in rights}
     return tables.TaskResults(found, examples, task=task, other=(other or {}).__getitem__, resamples=50)
+
+
+def test_at_an_equal_share_of_positives_a_higher_threshold_changes_nothing():
+    """Planted: Orth has Erm's scores and says yes to fewer, so its whole smaller gap is a threshold."""
+    found = planted({"Erm": (90, 40, 60, 90), "Orth": (90, 40, 60, 90)})
+    for record in found.runs["Orth"]:
+        record["predictions"]["test"] = pack((unpack(record["scores"]["test"]) >= 192).astype(int), classes=2)
+    assert float(found.effect("Orth", "demographic_parity_difference", minus="Erm").by_seed.abs().min()) > 0.05
+    equal = measures.at_share_of(found, "Erm")
+    for metric in ("accuracy", "demographic_parity_difference", "worst_cell_accuracy"):
+        assert equal.effect("Orth", metric, minus="Erm").by_seed.abs().max() < 1e-12
+        assert torch.equal(equal.values("Erm", metric), found.values("Erm", metric))
+    assert equal.predictions("Orth").sum(-1).tolist() == found.predictions("Erm").sum(-1).tolist()
 
 
 def test_effects_of_scores_and_probes():
@@ -433,6 +489,27 @@ def test_effects_of_scores_and_probes():
         difference("auroc", "Adv", "Erm")
     with pytest.raises(MissingRuns, match="missing runs: table1"):
         kamalaruban2025.cell(found, "table1", "Orth", "Acc")
+
+
+def test_effects_of_what_leaks():
+    rights = {"Erm": (90, 60, 60, 90), "Orth/leaks": (88, 84, 84, 88), "Orth/leaks/noise=1": (88, 84, 84, 88)}
+    found = planted(rights)
+    quantities = kamalaruban2025.quantities(found)
+    assert quantities["leak"]("Orth/leaks", known=0).by_seed.tolist() == pytest.approx([0.4] * 5)
+    less = quantities["leak_difference"]("Orth/leaks", "Orth/leaks/noise=1", known=0)
+    assert less.by_seed.tolist() == pytest.approx([0.35] * 5) and less.resampled.shape == (50, 5)
+    assert set(found.membership.runs) == {f"{x}, {a}" for x in list(rights)[1:] for a in leakage.ATTACKS}
+    effect = quantities["membership"]("Orth/leaks", "loss")
+    record = found.records("Orth/leaks")[2]
+    truth, scores = np.repeat([1, 0], 200), unpack(record["membership"]["scores"]["loss"])
+    assert float(effect.by_seed[2]) == pytest.approx(sklearn.metrics.roc_auc_score(truth, scores) - 0.5)
+    assert (effect.by_seed > 0.2).all() and effect.resampled.shape == (50, 5)
+    rate = found.membership.effect("Orth/leaks, loss", "true_positive_rate_at_1%").by_seed
+    assert ((rate > 0.02) & (rate < 0.3)).all()
+    with pytest.raises(MissingRuns, match="missing runs: what leaks"):
+        kamalaruban2025.quantities(planted({"Erm": (9,) * 4}))["membership"]("Orth/leaks", "loss")
+    with pytest.raises(MissingRuns, match="missing runs: Orth/leaks"):
+        kamalaruban2025.quantities(planted({"Orth/leaks/noise=1": (9,) * 4}))["membership"]("Orth/leaks", "loss")
 
 
 def test_a_gain_beyond_that_on_another_task():
@@ -457,12 +534,14 @@ ARGUMENTS = {
     "difference": {"metric", "of", "minus"},
     "gain_beyond": {"metric", "of", "minus", "task"},
     "leak": {"of"},
+    "leak_difference": {"of", "minus", "known"},
+    "membership": {"of", "attack"},
 }
 
 
 def test_claims_are_well_formed():
     loaded = claims.load("kamalaruban2025")
-    assert [c.id for c in loaded] == [f"P3-C{i}" for i in range(1, 13)]
+    assert [c.id for c in loaded] == [f"P3-C{i}" for i in range(1, 16)]
     tasks = PROFILES["compact"]["data"]
     for c in loaded:
         assert (
@@ -472,7 +551,8 @@ def test_claims_are_well_formed():
         for data, entry in c.data.items():
             assert entry.parts and not entry.state
             for p in (*entry.parts, *entry.beside):
-                assert set(p.arguments) == ARGUMENTS[p.quantity], c.id
+                assert set(p.arguments) - {"known"} == ARGUMENTS[p.quantity] - {"known"}, c.id
+                assert p.arguments.get("attack", "loss") in leakage.ATTACKS
                 assert p.arguments.get("metric", "auroc") in (*metrics.METRICS, "auroc", "probe_accuracy")
                 for label in (p.arguments[name] for name in ("of", "minus") if name in p.arguments):
                     known = label if data == "celeba" else f"{label}/{data}"
@@ -480,10 +560,10 @@ def test_claims_are_well_formed():
 
 
 def test_the_margins_are_those_of_the_head_of_the_file():
-    wanted = {"accuracy": 0.005, "positive_class_f1": 0.005, "auroc": 0.01, "probe_accuracy": 0.02}
+    wanted = {"accuracy": 0.005, "positive_class_f1": 0.005, "auroc": 0.01, "probe_accuracy": 0.02, "membership": 0.01}
     for c in claims.load("kamalaruban2025"):
         for entry in c.data.values():
-            assert all(p.m == wanted.get(p.arguments["metric"], 0.02) for p in entry.parts), c.id
+            assert all(p.m == wanted.get(p.arguments.get("metric", p.quantity), 0.02) for p in entry.parts), c.id
 
 
 def test_claims_with_planted_results():
@@ -491,6 +571,7 @@ def test_claims_with_planted_results():
     same, fair = (90, 60, 60, 90), (88, 84, 84, 88)
     rights = {"Erm": same, "Unl": same, "Adv": (85, 70, 70, 85), "Orth": fair, "Orth/weight": fair, "Ent": fair}
     rights |= {"Orth/random": same, "Orth/shuffled": same, "Erm/disjoint": same, "Orth/disjoint": same}
+    rights |= {"Orth/leaks": fair, "Orth/leaks/noise=1": fair}
     found = planted(rights, told={"Orth": (70,) * 4})
     verdicts = {
         v.id: v.verdict
@@ -500,7 +581,7 @@ def test_claims_with_planted_results():
         if v.data == "celeba"
     }
     supported = {name for name, verdict in verdicts.items() if verdict == "supported"}
-    assert {"P3-C1", "P3-C2", "P3-C4", "P3-C8", "P3-C10", "P3-C11"} <= supported
+    assert {"P3-C1", "P3-C2", "P3-C4", "P3-C8", "P3-C10", "P3-C11", "P3-C13", "P3-C14", "P3-C15"} <= supported
     assert verdicts["P3-C7"] == verdicts["P3-C12"] == "contradicted"
 
 

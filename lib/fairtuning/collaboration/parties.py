@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fairtuning import FairtuningError, adapters, backbones, prefix
+from fairtuning.collaboration import leakage
 from fairtuning.collaboration.messages import Message, decode, encode, shapes_of
 from fairtuning.collaboration.transcript import Transcript
 from fairtuning.datasets import GroupedData
@@ -100,6 +101,8 @@ class Plan:
     raise_share: float = 0.5  # steps of the auditor on the adapter, for each of the developer's
     keep: str = "last"  # or the developer's best epoch by validation accuracy (the first of equals)
     sensitive: str = "trained"  # the adapter that the auditor sends; shuffled and random are controls
+    clip: float = 0.0  # and what it does to it before: leakage.clip_and_noise
+    noise: float = 0.0
     seed: int = 0
     order_seed: int = 0
 
@@ -115,6 +118,10 @@ class Plan:
             raise PartyError(f"rounds is {self.rounds}; allowed: 2 or more for {', '.join(RAISED)}, else 1")
         if not self.strength >= 0:
             raise PartyError(f"strength is {self.strength}; allowed: 0 or more")
+        if not (self.clip >= 0 and self.noise >= 0) or (self.noise and not self.clip):
+            raise PartyError(
+                f"clip is {self.clip} and noise {self.noise}; allowed: 0 or more, and noise with a clip above 0 only"
+            )
 
 
 def turns(plan: Plan) -> list[str]:
@@ -561,7 +568,8 @@ class Auditor(_Party):
             generator = torch.Generator().manual_seed(self.plan.seed)
             drawn = {name: torch.randn(value.shape, generator=generator) for name, value in adapter.items()}
             adapter = {name: drawn[name].to(v.device) * v.norm() / drawn[name].norm() for name, v in adapter.items()}
-        return adapter
+        seed = 2 * self.plan.seed + 1  # of the auditor's own draws
+        return leakage.clip_and_noise(adapter, clip=self.plan.clip, noise=self.plan.noise, seed=seed)
 
     def _moved(self, adapter: Parameters) -> Parameters:
         """The adapter after steps that raise the head's loss, or its entropy; before them the head is refitted."""
@@ -642,20 +650,23 @@ class Evaluator:
         return {name: float(METRICS[name].function(counts).nan_to_num(1.0)) for name in GAPS}
 
     def probe(self, features: Mapping[str, Tensor], *, examples: int | None = None, seed: int = 0) -> Tensor:
-        """What a fresh linear classifier predicts of the attribute, ``[n]`` of the test images.
+        """What a fresh linear classifier (``leakage.reader``) predicts of the attribute, ``[n]`` of the test images.
 
-        ``features``: ``[n, p]`` of the validation images, on which it is fitted (standardised, logistic, l2 with C = 1;
-        ``examples``: on so many of them, drawn by ``seed``), and of the test images.
+        ``features``: ``[n, p]`` of the validation images, on which it is fitted (``examples``: on so many of them,
+        drawn by ``seed``), and of the test images.
         """
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
         order = torch.randperm(len(features["validation"]), generator=torch.Generator().manual_seed(seed))[:examples]
         known = self.data.group[self.data.part("validation")][order]
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        classifier.fit(features["validation"][order].double().cpu().numpy(), known.numpy())
+        classifier = leakage.reader(features["validation"][order], known)
         return torch.from_numpy(classifier.predict(features["test"].double().cpu().numpy()))
+
+    def clusters(self, features: Mapping[str, Tensor], *, seed: int = 0) -> Tensor:
+        """The same without any known attribute, ``[n]`` of the test images: as many clusters of the validation images'
+        features as there are groups. Which cluster stands for which group is what fits the validation images best.
+        """
+        number, known = len(self.data.group_names), self.data.group[self.data.part("validation")]
+        public, target = leakage.clusters(features["validation"], features["test"], number=number, seed=seed)
+        return leakage.matching(public, known, number=number)[target]
 
 
 def parties(

@@ -34,6 +34,9 @@ class Run:
     strength: float | None = 0.0  # lambda, gamma, or the auditor's rate over the developer's; None: to be selected
     images: str = "same"  # of developer and auditor; or disjoint
     sensitive: str = "trained"  # the auditor's adapter; random and shuffled are controls
+    clip: float = 0.0  # of its tensors before it is sent, a root mean square; 0: none
+    noise: float = 0.0  # added to them, in units of clip
+    leaks: bool = False  # what the adapter that was sent gives away is measured as well
     learning_rate: float = 0.0  # of AdamW; 0: to be selected
     schedule: str = "cosine"
     keep: str = "last"  # epoch
@@ -61,6 +64,10 @@ METHODS = {
 #: Raised by hand when what a method does changes; part of every key.
 VERSIONS = dict.fromkeys((method for variants in METHODS.values() for method in variants.values()), 1)
 IN_ROUNDS = ("adv", "ent", "ent-uniform")
+
+#: Root mean square of a tensor's numbers above which the auditor clips it, where it adds noise: about that of LoRA's
+#: own A as it starts (0.04 for 192 inputs), so that it is public and no image moves it.
+CLIP = 0.04
 
 #: One seed tells the settings of a search apart, for they lie a factor of two or more apart.
 SEARCH_SEEDS = 1
@@ -152,7 +159,8 @@ PROFILES = {
 
 ALLOWED = (
     "a variant (Unl: ascent; Adv: central; Orth: cosine, weight; Ent: uniform), strength=X (Unl: gamma=X), D or O, "
-    "random or shuffled (Unl, Orth), disjoint, a task of the profile"
+    "random or shuffled (Unl, Orth), noise=X (Unl, Orth: clipped, and X times as much noise), disjoint, "
+    "leaks (Unl, Orth: disjoint, and what leaks is measured), a task of the profile"
 )
 
 
@@ -169,7 +177,7 @@ class Named:
 def resolve(label: str) -> Named:
     """``Erm``, ``Unl``, ``Adv``, ``Orth`` or ``Ent``, then modifiers: ``/weight`` (variant), ``/gamma=0.5`` or
     ``/strength=1``, ``/O`` (rule of selection), ``/shuffled`` (the auditor's labels), ``/disjoint`` (images),
-    ``/Smiling`` (task)."""
+    ``/leaks`` (measured as well), ``/noise=1`` (on the adapter that is sent), ``/Smiling`` (task)."""
     name, *modifiers = label.split("/")
     if name not in METHODS:
         raise FairtuningError(f"unknown run label {label!r}; allowed: {', '.join(METHODS)}, then /{ALLOWED}")
@@ -185,14 +193,15 @@ def _modify(named: Named, method: str, modifier: str, label: str) -> Named:
     name, _, value = modifier.partition("=")
     if modifier and modifier in METHODS[method]:
         return replace(named, run=replace(named.run, method=METHODS[method][modifier]))
-    if name == ("gamma" if method == "Unl" else "strength") and method != "Erm":
-        try:
-            if float(value) >= 0:
-                return replace(named, run=replace(named.run, strength=float(value)))
-        except ValueError:
-            pass
-    if modifier in ("random", "shuffled") and method in ("Unl", "Orth"):
-        return replace(named, run=replace(named.run, sensitive=modifier))
+    if name == ("gamma" if method == "Unl" else "strength") and method != "Erm" and _amount(value) is not None:
+        return replace(named, run=replace(named.run, strength=_amount(value)))
+    if method in ("Unl", "Orth"):
+        if modifier in ("random", "shuffled"):
+            return replace(named, run=replace(named.run, sensitive=modifier))
+        if name == "noise" and _amount(value) is not None:
+            return replace(named, run=replace(named.run, clip=CLIP, noise=_amount(value)))
+        if modifier == "leaks":
+            return replace(named, run=replace(named.run, leaks=True, images="disjoint"))
     if modifier == "disjoint":
         return replace(named, run=replace(named.run, images="disjoint"))
     if modifier in RULES and method != "Erm":
@@ -200,6 +209,14 @@ def _modify(named: Named, method: str, modifier: str, label: str) -> Named:
     if any(modifier in profile["data"] for profile in PROFILES.values()):
         return replace(named, task=modifier)
     raise FairtuningError(f"unknown modifier {modifier!r} in {label!r}; allowed: {ALLOWED}")
+
+
+def _amount(text: str) -> float | None:
+    """A finite number of 0 or more, else None."""
+    try:
+        return float(text) if 0 <= float(text) < float("inf") else None
+    except ValueError:
+        return None
 
 
 FIVE = ["Erm", "Unl", "Adv", "Orth", "Ent"]
@@ -212,6 +229,7 @@ LABELS: dict[str, list[str]] = {
     "utkface": [f"{label}/utkface" for label in MAIN],
     "controls": ["Orth/random", "Orth/shuffled", "Orth/weight/shuffled", "Adv/central"],
     "disjoint": ["Erm/disjoint", "Orth/disjoint"],
+    "leaks": ["Erm/disjoint", "Orth/leaks", *(f"Orth/leaks/noise={noise}" for noise in ("0", "1", "4", "16"))],
     "tasks": [f"{label}/{task}" for task in SETTINGS_OF for label in FIVE[:4]],
     "variants": ["Orth/cosine", "Unl/ascent", "Ent/uniform"],
     "oracle": [f"{label}/O" for label in MAIN if label != "Erm"],
@@ -272,7 +290,8 @@ def selected(label: str, profile_name: str, lookup: Lookup) -> tuple[Run, list[l
 
     Where a search is unfinished its first candidate stands in, so that the number of runs can be told beforehand.
     (1) the learning rate of Erm by validation accuracy, which all methods then have; (2) at that rate the strength, by
-    the label's rule. Controls, disjoint images and the tasks of SETTINGS_OF have the settings of what they belong to.
+    the label's rule. Controls, disjoint images, noise and the tasks of SETTINGS_OF have the settings of what they
+    belong to.
     """
     named, profile = resolve(label), PROFILES[profile_name]
     if not offered(label, profile_name):
@@ -286,7 +305,7 @@ def selected(label: str, profile_name: str, lookup: Lookup) -> tuple[Run, list[l
         **profile["settings"],
     )
     searched = profile["data"][SETTINGS_OF.get(task, task)]
-    searched = replace(run, images="same", sensitive="trained", **searched)
+    searched = replace(run, images="same", sensitive="trained", clip=0.0, noise=0.0, leaks=False, **searched)
     plain = replace(searched, method="erm", strength=0.0, rounds=1)
     searches = []
 

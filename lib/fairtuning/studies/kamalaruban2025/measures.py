@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
+
 from fairtuning.analysis import Results
-from fairtuning.runs import Record, Store
+from fairtuning.collaboration.leakage import ATTACKS, KNOWN
+from fairtuning.runs import Record, Store, pack
 from fairtuning.statistics import Effect
 from fairtuning.studies.kamalaruban2025.configuration import Run, configuration, resolve, seeded, selected
 from fairtuning.studies.kamalaruban2025.tables import TaskResults
@@ -42,6 +45,51 @@ def measures(results: TaskResults | None) -> dict[str, Callable[..., Effect]]:
 def scaled(results: Results, metric: str, factor: float, of: str, *, minus: str | None = None) -> Effect:
     effect = results.effect(of, metric, minus=minus)
     return Effect(by_seed=factor * effect.by_seed, resampled=factor * effect.resampled)
+
+
+def leaks(results: TaskResults | None) -> dict[str, Callable[..., Effect]]:
+    """What somebody learns from the adapter of a label, as functions (of, minus=None) -> Effect in percent.
+
+    A label that sends no adapter stands for the same attacks with the backbone alone, by the same images.
+    """
+    attacked = [label for label, records in results.runs.items() if "membership" in records[0]] if results else []
+    if not attacked:
+        return {}
+
+    def effect(found: Results, metric: str, sent: str, alone: str, of: str, *, minus: str | None = None) -> Effect:
+        of, minus = (
+            label and (f"{label}, {sent}" if label in attacked else f"{attacked[0]}, {alone}") for label in (of, minus)
+        )
+        return scaled(found, metric, 100.0, of, minus=minus)
+
+    rates = {"AUC": "auroc", "TPR at 1 % FPR": "true_positive_rate_at_1%"}
+    return {
+        f"attribute, {known} known": partial(effect, results.probes, "accuracy", f"sent, {known}", f"frozen, {known}")
+        for known in (0, *KNOWN)
+    } | {
+        f"{title}, {attack}": partial(effect, results.membership, metric, attack, "frozen")
+        for title, metric in rates.items()
+        for attack in ATTACKS
+    }
+
+
+def at_share_of(results: TaskResults, reference: str) -> Results:
+    """Every label with as many test images predicted positive as ``reference`` predicts, seed by seed.
+
+    Those with its highest scores; of equal ones the first in the test set. What remains of a smaller gap is not the
+    doing of a model that says yes less often.
+    """
+    found = {}
+    for label, records in results.runs.items():
+        if len(records) != len(results.runs[reference]):
+            continue
+        numbers = results.predictions(reference).sum(-1).tolist()
+        found[label] = []
+        for record, scores, number in zip(records, results.scores(label), numbers, strict=True):
+            predicted = torch.zeros_like(scores)
+            predicted[scores.argsort(descending=True, stable=True)[:number]] = 1
+            found[label].append(record | {"predictions": {"test": pack(predicted.tolist(), classes=2)}})
+    return Results(found, results.examples, resamples=results.resamples)
 
 
 def searches(store: Store, profile: str, label: str) -> list[list[tuple[Run, Record | None]]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fairtuning import backbones, datasets
-from fairtuning.collaboration import exchange
+from fairtuning.collaboration import exchange, leakage
 from fairtuning.collaboration.parties import (
     ONCE,
     Auditor,
@@ -34,6 +34,7 @@ from fairtuning.studies.sukumaran2024.work import small
 
 LEVELS = 256  # a score is kept as one byte
 KNOWN = 100  # images with a known attribute, for someone who would fit a predictor to an adapter that was sent
+CANDIDATES = 4000  # of each half whose membership is guessed, at most
 
 
 def work(unit: Sequence[Run]) -> list[Record]:
@@ -113,9 +114,8 @@ class Sensitive:
 def sensitive(run: Run) -> Sensitive:
     """The auditor's sensitive step, which many runs of one seed share; kept by a process."""
     trained = "trained" if run.sensitive == "random" else run.sensitive
-    return _sensitive(
-        replace(run, method="orth", strength=0.0, rounds=1, sensitive=trained, evaluate="validation", label="")
-    )
+    alike = {"strength": 0.0, "rounds": 1, "clip": 0.0, "noise": 0.0, "leaks": False, "evaluate": "validation"}
+    return _sensitive(replace(run, method="orth", label="", sensitive=trained, **alike))
 
 
 @lru_cache(maxsize=64)
@@ -197,13 +197,68 @@ def _looked_at(
     """What else the evaluator sees in test images: scores, and what features tell of the attribute."""
     plain, groups = _frozen_features(untrained(run)), len(evaluator.data.group_names)
     probes = {"trained": evaluator.probe(features), "frozen": evaluator.probe(plain)}
+    leaks: Record = {}
     if developer.sensitive:  # an adapter that was sent: what it is worth to someone who knows the attribute of a few
         rows = {split: evaluator.data.part(split) for split in plain}
         sent = {split: developer.encoder.all_features(developer.sensitive, index) for split, index in rows.items()}
         few = {"examples": KNOWN, "seed": run.seed}
         probes |= {"sent, few": evaluator.probe(sent, **few), "frozen, few": evaluator.probe(plain, **few)}
+        if run.leaks:
+            probes |= _attribute_read(run, evaluator, {"sent": sent, "frozen": plain})
+            leaks["membership"] = _membership_read(run, evaluator.data, developer, {"sent": sent, "frozen": plain})
     share = scores.double().softmax(-1)[:, 1]
     return {
         "scores": {"test": pack((share * (LEVELS - 1)).round().long().tolist(), classes=LEVELS)},
         "probes": {name: pack(predicted.tolist(), classes=groups) for name, predicted in probes.items()},
+    } | leaks
+
+
+# ---------------------------------------------------------------------------------------------------------- what leaks
+def _attribute_read(run: Run, evaluator: Evaluator, features: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What someone with ``features`` tells of the attribute of test images: "<whose>, <images with a known one>"."""
+    found = {}
+    for whose, by_split in features.items():
+        found[f"{whose}, 0"] = evaluator.clusters(by_split, seed=run.seed)
+        for known in leakage.KNOWN:
+            found[f"{whose}, {known}"] = evaluator.probe(by_split, examples=known, seed=run.seed)
+    return found
+
+
+def _membership_read(
+    run: Run, data: datasets.GroupedData, developer: Developer, features: Mapping[str, Mapping[str, Tensor]]
+) -> Record:
+    """How the auditor's training images (members, first) and the developer's score in each of leakage.ATTACKS.
+
+    The halves are random and have no image in common: whatever tells them apart came with the adapter. The attacker
+    knows the attribute of as many validation images as the last of leakage.KNOWN says.
+    """
+    halves = _candidates(data)
+    rows, part = torch.cat(halves), data.part("validation")
+    draw = torch.Generator().manual_seed(run.seed)
+    known = torch.randperm(len(part), generator=draw)[: leakage.KNOWN[-1]]
+    scores = leakage.membership_scores(
+        developer.encoder.all_features(developer.sensitive, rows).cpu(),
+        _frozen_candidates(untrained(run)),
+        data.group[rows],
+        public_adapted=features["sent"]["validation"][known].cpu(),
+        public_frozen=features["frozen"]["validation"][known],
+        public_attribute=data.group[part][known],
+    )
+    packed = {
+        attack: pack(leakage.byte_levels(values).tolist(), classes=leakage.LEVELS) for attack, values in scores.items()
     }
+    return {"members": len(halves[0]), "scores": packed}
+
+
+def _candidates(data: datasets.GroupedData) -> list[Tensor]:
+    """Training images of the auditor's half and as many of the developer's, the same for all seeds."""
+    halves = [view(data, images="disjoint").rows["training"] for view in (auditor_view, developer_view)]
+    each = min(CANDIDATES, *map(len, halves))
+    draw = torch.randperm(min(map(len, halves)), generator=torch.Generator().manual_seed(0))[:each]
+    return [rows[draw] for rows in halves]
+
+
+@lru_cache(maxsize=2)
+def _frozen_candidates(run: Run) -> Tensor:
+    frozen = encoder(run)
+    return frozen.all_features(frozen.adapter(0), torch.cat(_candidates(load(run)))).cpu()
