@@ -28,7 +28,7 @@ book: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/ruff check lib tests book data_scripts benchmarks
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope tests
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope --no-loadscope-reorder tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope --nbval --nbval-sanitize-with tests/sanitize.cfg \
 	  --nbval-kernel-name python3 --nbval-cell-timeout 600 -W default notebooks
 	$(BIN)/python book/build.py --jobs $(JOBS)

@@ -10,6 +10,12 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: of several processes none is left with the longest of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """Empty folders for data and results, and no mirror: nothing of the checkout is read or written."""

@@ -93,6 +93,17 @@ def test_pages_and_table_of_contents_agree():
     assert set(listed) - generated == {str(p.relative_to(ROOT)) for p in PAGES} - generated
 
 
+def test_every_module_is_on_the_page_of_the_library():
+    files = (path.relative_to(ROOT / "lib").with_suffix("") for path in ROOT.glob("lib/fairtuning/**/*.py"))
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in files}
+    # A study is shown by its package, which names what its modules offer; rerun.md has the commands, deployment.md what
+    # needs Flower.
+    elsewhere = {name for name in modules if re.fullmatch(r"fairtuning\.studies\.\w+\.\w+", name)}
+    elsewhere |= {"fairtuning.cli", "fairtuning.collaboration.flower"}
+    shown = re.findall(r"^\.\. automodule:: (\S+)$", (ROOT / "book/api.md").read_text(), re.M)
+    assert sorted(shown) == sorted(modules - elsewhere)
+
+
 # ------------------------------------------------------------------------------------------------------- book/build.py
 @pytest.mark.filterwarnings("ignore")
 def test_unknown_parameters_and_notebooks_are_refused(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -235,10 +235,13 @@ def toy(party, settings, transcript):
 
 
 class Deployment:
-    """What the book's deployment page says, on this machine: certificate, keys, SuperLink, two SuperNodes, runs."""
+    """What the book's deployment page says, on this machine: certificate, keys, SuperLink, two SuperNodes, runs.
 
-    def __init__(self, folder):
-        self.folder, self.running = folder, {}
+    ``address`` is the SuperLink's; ``within`` has what each command begins with, by party, and for all else by "hub".
+    """
+
+    def __init__(self, folder, *, address="127.0.0.1", within=None):
+        self.folder, self.running, self.address, self.within = folder, {}, address, within or {}
         self.bin = Path(sys.executable).parent
         self.ports = [free_port() for _ in range(3)]
         self.environment = os.environ | {
@@ -248,22 +251,23 @@ class Deployment:
             "PATH": os.pathsep.join([str(self.bin), os.environ["PATH"]]),
         }
         new = ("openssl", "req", "-newkey", "rsa:3072", "-nodes")
-        names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+        names = f"subjectAltName=DNS:localhost,IP:{address}"
         self.do(*new, "-x509", "-days", "2", "-subj", "/CN=CA", "-keyout", "ca.key", "-out", "ca.crt")
         self.do(*new, "-subj", "/CN=localhost", "-addext", names, "-keyout", "server.key", "-out", "server.csr")
         self.do("openssl", "x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
                 "-days", "2", "-copy_extensions", "copy", "-out", "server.pem")  # fmt: skip
         (folder / "flwr").mkdir()
         (folder / "flwr" / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{self.ports[0]}"\n'
+            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}:{self.ports[0]}"\n'
             f'root-certificates = "{folder / "ca.crt"}"\n'
         )
-        self.start("superlink", "flower-superlink", "--port", str(self.ports[0]), "--enable-supernode-auth",
-                   "--disable-runtime-dependency-installation", "--ssl-ca-certfile", "ca.crt",
-                   "--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key")  # fmt: skip
+        self.start("superlink", "flower-superlink", "--host", address, "--port", str(self.ports[0]),
+                   "--enable-supernode-auth", "--disable-runtime-dependency-installation",
+                   "--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.pem",
+                   "--ssl-keyfile", "server.key")  # fmt: skip
 
     def open(self):
-        wait_for(lambda: listening(self.ports[0]))
+        wait_for(self.listens)
         for party in (*PARTIES, "stranger"):
             self.do("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", f"{party}.key")
         for party in PARTIES:
@@ -271,7 +275,7 @@ class Deployment:
             self.start_node(party)
 
     def start_node(self, party, *, key=None):
-        self.start(party, "flower-supernode", "--superlink", f"127.0.0.1:{self.ports[0]}",
+        self.start(party, "flower-supernode", "--superlink", f"{self.address}:{self.ports[0]}",
                    "--root-certificates", "ca.crt", "--auth-supernode-private-key", f"{key or party}.key",
                    "--port", str(self.ports[1 + PARTIES.index(party)]), "--node-config",
                    f'party="{party}" folder="{self.folder / party}" factory="test_flower:toy"')  # fmt: skip
@@ -306,9 +310,21 @@ class Deployment:
             shutil.copytree(self.folder / party / exchange, shown / party)
         return final(shown)
 
+    def listens(self):
+        """Whether the SuperLink does."""
+        code = f"import socket; socket.create_connection(({self.address!r}, {self.ports[0]}), 5)"
+        command = [*self.within.get("hub", []), sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
     def do(self, *command):
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=900, check=False
+            [*self.within.get("hub", []), *command],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
         )
         assert command[:2] == ("flwr", "run") or done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -316,7 +332,12 @@ class Deployment:
     def start(self, name, *command):
         with open(self.folder / f"{name}.log", "ab") as log:
             self.running[name] = subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
+                [*self.within.get(name, self.within.get("hub", [])), *command],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         return self.running[name]
 
@@ -342,11 +363,6 @@ def wait_for(condition, *, seconds=300):
         time.sleep(0.2)
 
 
-def listening(port):
-    with socket.socket() as found:
-        return found.connect_ex(("127.0.0.1", port)) == 0
-
-
 def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -364,15 +380,59 @@ def descendants(pid):
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory):
+def flower():
     if importlib.util.find_spec("flwr") is None:
         pytest.skip("Flower is not installed (pip install 'fairtuning[collab]')")
-    found = Deployment(tmp_path_factory.mktemp("flower"))
+
+
+@contextmanager
+def opened(folder, **place):
+    found = Deployment(folder, **place)
     try:
         found.open()
         yield found
     finally:
         found.close()
+
+
+@pytest.fixture(scope="module")
+def deployment(flower, tmp_path_factory):
+    with opened(tmp_path_factory.mktemp("flower")) as found:
+        yield found
+
+
+HUB = "192.0.2.1"  # addresses of RFC 5737, which nobody has
+LINKS = {"auditor": ("192.0.2.5", "192.0.2.6"), "developer": ("192.0.2.9", "192.0.2.10")}  # the hub's end, the party's
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def namespaces(flower):
+    """A hub's network and each party's, whose only way out is a link to the hub; name -> what a command begins with."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces take iproute2 and root")
+    names = {who: f"fairtuning-{os.getpid()}-{who}" for who in ("hub", *PARTIES)}
+    try:
+        for name in names.values():
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", names["hub"], "addr", "add", f"{HUB}/32", "dev", "lo")
+        for party, (here, there) in LINKS.items():
+            peer = ("type", "veth", "peer", "name", "hub", "netns", names[party])
+            ip("-n", names["hub"], "link", "add", party, *peer)
+            for who, device, address in (("hub", party, here), (party, "hub", there)):
+                ip("-n", names[who], "addr", "add", f"{address}/30", "dev", device)
+                ip("-n", names[who], "link", "set", device, "up")
+            ip("-n", names[party], "route", "add", HUB, "via", here)
+        yield {who: ["ip", "netns", "exec", name] for who, name in names.items()}
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
+    finally:
+        for name in names.values():
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
 @pytest.mark.slow
@@ -381,6 +441,20 @@ def test_by_flower_as_in_one_process(deployment, undisturbed):
     assert deployment.final("plain") == undisturbed, output
     assert [f"turn {n}: {name}" in output for n, name in enumerate(TURNS)] == [True] * 4
     assert all(f"{name}: head {undisturbed[name][1]}" in output for name in PARTIES)
+
+
+@pytest.mark.slow
+def test_parties_on_networks_of_their_own(tmp_path, namespaces, undisturbed):
+    """As on three machines: both parties reach the SuperLink, neither reaches the other."""
+    with opened(tmp_path, address=HUB, within=namespaces) as apart:
+        output = apart.run("apart")
+        assert apart.final("apart") == undisturbed, output
+    for party, other in (PARTIES, PARTIES[::-1]):
+        for address, reached in ((HUB, True), (LINKS[other][1], False)):
+            route = subprocess.run(
+                [*namespaces[party], "ip", "route", "get", address], capture_output=True, check=False
+            )
+            assert (route.returncode == 0) == reached, (party, address)
 
 
 @pytest.mark.slow

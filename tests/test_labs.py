@@ -105,37 +105,27 @@ def test_copies_for_learners_have_no_solutions_and_no_outputs(tmp_path, capsys):
     "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem != "metrics")) for p in LABS]
 )
 def test_no_cell_needs_a_solution(path):
-    # Run in this process, small: a learner who skips all exercises must reach the end.
+    # Run in this process, small: a learner who skips all exercises must reach the end. What is asserted of well trained
+    # networks asks for more epochs or a stronger habit than these; nbval has it.
     names = {"display": lambda shown: None}
     for cell in strip_solutions().stripped(json.loads(path.read_text(encoding="utf-8")))["cells"]:
         if cell["cell_type"] == "code":
             text = source(cell)
             if "parameters" in tags(cell):
-                text += "\nseeds = 2\nresamples = 200\n"
+                text += "\nseeds, resamples, epochs, alignment = 2, 200, 2, 0.7\n"
             exec(compile(text, path.name, "exec"), names)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("metrics", {"data": "census", "seed": 3}),
-        ("fisher-svd", {"seed": 3, "seeds": 3}),
-        ("shortcut", {"seed": 3, "seeds": 2, "alignment": 0.9}),
-        ("developer", {"seed": 3, "epochs": 6}),
-        ("auditor", {"seed": 3, "epochs": 6}),
-    ],
-)
-def test_labs_run_with_other_parameters(name, parameters, tmp_path, monkeypatch):
-    from book.build import run_notebook
-
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """Kernels with Jupyter's own backend, one thread, and no network whatever they read."""
     monkeypatch.delenv("MPLBACKEND", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("FAIRTUNING_MIRROR", str(tmp_path / "nothing"))  # whatever they read, no network
-    target = tmp_path / f"{name}.ipynb"
-    seconds, failure = run_notebook(str(FOLDER / f"{name}.ipynb"), str(target), parameters, 300)
-    assert failure is None
-    assert seconds < 300
+    monkeypatch.setenv("FAIRTUNING_MIRROR", str(tmp_path / "nothing"))
+
+
+def whole(target):
+    """Every cell of a lab was run, and its figures say what they show."""
     cells = [cell for cell in read(target) if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] for cell in cells)
     shown = [data for cell in cells for out in cell["outputs"] if "text/html" in (data := out.get("data", {}))]
@@ -144,16 +134,34 @@ def test_labs_run_with_other_parameters(name, parameters, tmp_path, monkeypatch)
     assert all(len(alt) > 60 for html in figures for alt in re.findall(r'alt="([^"]*)"', html))
 
 
+# Each lab is run once with other parameters, the two parties' with each other. Alone and as they stand nbval runs them.
 @pytest.mark.slow
-def test_developer_and_auditor_play_with_each_other(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("metrics", {"data": "census", "seed": 3}),
+        ("fisher-svd", {"seed": 3, "seeds": 3}),
+        ("shortcut", {"seed": 3, "seeds": 2, "alignment": 0.9}),
+    ],
+)
+def test_labs_run_with_other_parameters(name, parameters, tmp_path, alone):
+    from book.build import run_notebook
+
+    target = tmp_path / f"{name}.ipynb"
+    seconds, failure = run_notebook(str(FOLDER / f"{name}.ipynb"), str(target), parameters, 300)
+    assert failure is None
+    assert seconds < 300
+    whole(target)
+
+
+@pytest.mark.slow
+def test_developer_and_auditor_play_with_each_other(tmp_path, alone):
     from book.build import run_notebook
 
     from fairtuning.collaboration.transcript import compare
 
-    monkeypatch.delenv("MPLBACKEND", raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("FAIRTUNING_MIRROR", str(tmp_path / "nothing"))
-    shared, given = tmp_path / "shared", {"folder": str(tmp_path / "shared"), "wait": 120}
+    shared = tmp_path / "shared"
+    given = {"folder": str(shared), "wait": 300, "seed": 3, "epochs": 6}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         runs = [
             pool.submit(run_notebook, str(FOLDER / f"{name}.ipynb"), str(tmp_path / f"{name}.ipynb"), given, 600)
@@ -161,3 +169,5 @@ def test_developer_and_auditor_play_with_each_other(tmp_path, monkeypatch):
         ]
         assert [run.result()[1] for run in runs] == [None, None]
     assert compare(shared / "developer-transcript.jsonl", shared / "auditor-transcript.jsonl") == 3
+    for name in ("developer", "auditor"):
+        whole(tmp_path / f"{name}.ipynb")
