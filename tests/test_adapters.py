@@ -122,6 +122,91 @@ def test_the_seed_decides_the_adapter_and_nothing_else_does():
     assert torch.equal(first(seed=1), one) and not torch.equal(first(seed=2), one)
 
 
+# -------------------------------------------------------------------------------------------- factors from the weights
+def importances(model, *, equal=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    chosen = adapters.adapted(model)
+    return {name: torch.ones(192) if equal else torch.randn(192, generator=generator).exp() for name in chosen}
+
+
+def pair(model, name):
+    """scale * A^T, B^T and the frozen weight of one adapted layer in the paper's layout, float64."""
+    layer = model.get_base_model().get_submodule(name)
+    found = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.base_layer.weight
+    A, B, frozen = (value.detach().double().mT for value in found)
+    return layer.scaling["default"] * A, B, frozen
+
+
+@pytest.mark.parametrize("start", ["pissa", "equal", "weighted"])
+@pytest.mark.parametrize("rank, alpha", [(4, 16), (16, 16), (8, 2)])
+def test_a_start_from_the_weights_leaves_the_function_as_it_was(start, rank, alpha, inputs):
+    plain = vit()
+    before = outputs(plain, inputs)
+    given = start if start == "pissa" else importances(plain, equal=start == "equal")
+    model = adapters.add(vit(), rank=rank, alpha=alpha, start=given)
+    torch.testing.assert_close(outputs(model, inputs), before, rtol=0, atol=2e-5)
+    for name, module in adapters.adapted(plain).items():
+        A, B, frozen = pair(model, name)
+        W = module.weight.double().mT
+        torch.testing.assert_close(frozen + A @ B, W, rtol=0, atol=1e-7)
+        assert (A @ B).abs().max() > 0.01 * W.abs().max()  # something has moved
+    assert adapters.parameters(model) == adapters.parameters(adapters.add(vit(), rank=rank))
+
+
+def test_equal_importances_are_peft_s_pissa_factor_by_factor():
+    def separated():
+        """Every singular value a tenth below the one before: singular vectors are then well defined."""
+        model = vit()
+        for module in adapters.adapted(model, last=2).values():
+            U, _, Vh = torch.linalg.svd(module.weight.detach(), full_matrices=False)
+            module.weight.data = U * 0.9 ** torch.arange(192) @ Vh
+        return model
+
+    equal = dict.fromkeys(adapters.adapted(vit(), last=2), torch.full((192,), 3.0))
+    ours = adapters.add(separated(), rank=6, alpha=3, last=2, start=equal)
+    theirs = adapters.add(separated(), rank=6, alpha=3, last=2, start="pissa")
+    for name in equal:
+        A, B, frozen = pair(ours, name)
+        C, D, rest = pair(theirs, name)
+        sign = (B * D).sum(1).sign()  # a component's sign is free
+        torch.testing.assert_close(A * sign, C, rtol=0, atol=1e-4 * C.abs().max().item())
+        torch.testing.assert_close(B * sign[:, None], D, rtol=0, atol=1e-4 * D.abs().max().item())
+        torch.testing.assert_close(frozen, rest, rtol=0, atol=1e-5)
+
+
+def test_importances_choose_the_paper_s_weighted_factors():
+    """diag(rows) (W - A B) is as small as eq. 4's optimum, by torch's SVD: nothing of that rank is closer."""
+    plain = vit()
+    rows = importances(plain)
+    model = adapters.add(vit(), rank=5, start=rows)
+    for name, module in adapters.adapted(plain).items():
+        A, B, _ = pair(model, name)
+        scaled = rows[name].double()[:, None] * module.weight.detach().double().mT
+        optimum = torch.linalg.svdvals(scaled)[5:].square().sum().sqrt()
+        lost = (scaled - rows[name].double()[:, None] * (A @ B)).norm()
+        assert float(lost / optimum) == pytest.approx(1, abs=1e-6)
+        even = pair(model, name)[0].norm(dim=0) / B.norm(dim=1)
+        torch.testing.assert_close(even, torch.full_like(even, 16 / 5), rtol=1e-5, atol=0)
+
+
+def test_a_pissa_start_saves_and_loads_in_stock_peft_and_a_weighted_one_is_refused(inputs, tmp_path):
+    from peft import PeftModel
+
+    model = trained(adapters.add(vit(), rank=4, start="pissa"), inputs)
+    adapters.save(model, tmp_path)
+    for loaded in (adapters.load(vit(), tmp_path).eval(), PeftModel.from_pretrained(vit(), tmp_path).eval()):
+        torch.testing.assert_close(outputs(loaded, inputs), outputs(model, inputs), rtol=0, atol=1e-4)
+    model = trained(adapters.add(vit(), rank=4, start=importances(vit())), inputs)
+    with pytest.raises(AdapterError, match="save the network that model.merge_and_unload\\(\\) gives") as raised:
+        adapters.save(model, tmp_path / "weighted")
+    assert "\n" not in str(raised.value) and not (tmp_path / "weighted").exists()
+    model.save_pretrained(tmp_path / "weighted", save_embedding_layers=False)  # past our save()
+    with pytest.raises(AdapterError, match="holds no adapter that fits this model"):
+        adapters.load(vit(), tmp_path / "weighted")
+    expected = outputs(model, inputs)
+    torch.testing.assert_close(outputs(model.merge_and_unload(), inputs), expected, rtol=1e-4, atol=1e-4)
+
+
 # ---------------------------------------------------------------------------------------------------- peft's own format
 @pytest.mark.parametrize("layers", adapters.LAYERS)
 def test_what_is_saved_loads_here_and_in_stock_peft(layers, inputs, tmp_path):
@@ -172,6 +257,17 @@ def test_a_folder_without_a_safe_adapter_is_refused(tmp_path):
         ({"rank": 4, "layers": "q"}, "layers is 'q'; allowed: qkv, query_value, all"),
         ({"rank": 4, "last": 0}, "last is 0 of 12 blocks; allowed: 1 to 12"),
         ({"rank": 4, "last": 13}, "last is 13 of 12 blocks; allowed: 1 to 12"),
+        ({"rank": 4, "start": "svd"}, "start is 'svd'; allowed: zero, pissa, or importances by layer"),
+        ({"rank": 4, "start": {}}, "start: blocks.0.attn.qkv has no importance; allowed: importances of blocks.0"),
+        (
+            {"rank": 4, "last": 1, "start": {"blocks.11.attn.qkv": torch.ones(192), "head": torch.ones(192)}},
+            "start: head is not adapted; allowed: importances of blocks.11.attn.qkv",
+        ),
+        (
+            {"rank": 4, "last": 1, "start": {"blocks.11.attn.qkv": torch.ones(3)}},
+            r"blocks.11.attn.qkv is \[3\], 1 to 1; allowed: \[192\], finite and not negative",
+        ),
+        ({"rank": 4, "last": 1, "start": {"blocks.11.attn.qkv": torch.full((192,), torch.nan)}}, "nan to nan; allowed"),
     ],
 )
 def test_bad_requests_give_one_line(options, line):

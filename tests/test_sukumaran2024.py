@@ -1,8 +1,10 @@
 """The study of arXiv 2410.17358: labels, selection, what a run does, claims; its profile `paper` end to end, tiny."""
 
+import copy
 import csv
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 from dataclasses import replace
@@ -53,6 +55,8 @@ ALL = list(dict.fromkeys(label for found in LABELS.values() for label in found))
         ("FairLoRA/lambda=10", dict(penalty=10.0)),
         ("FairLoRA/groups=cell", dict(penalty=None, groups="class x attribute")),
         ("FairFFT/groups=background", dict(method="full", groups="attribute")),
+        ("LoRA/fisher", dict(method="lora-fisher", penalty=0.0)),
+        ("FairLoRA/pissa", dict(method="lora-pissa", penalty=None)),
     ],
 )
 def test_a_label_names_a_run(label, expected):
@@ -83,6 +87,8 @@ def test_what_a_label_leaves_to_the_profile():
         ("FairLoRA/R3", "unknown modifier"),
         ("FFT/r=8", "only LoRA and FairLoRA have one"),
         ("LoRA/resnet", "unknown modifier 'resnet'"),
+        ("FFT/pissa", "unknown modifier 'pissa'"),
+        ("LoRA/pissa/fisher", "unknown modifier 'fisher'"),
     ],
 )
 def test_an_unknown_label_is_one_line(label, words):
@@ -137,6 +143,19 @@ def test_selection_is_of_the_rate_then_of_lambda():
         assert len(searches) == (2 if label in ("FairLoRA", "FairLoRA/R1") else 1)
     run, _ = selected("FairLoRA/r=64/groups=cell", "compact", lookup)
     assert (run.rank, run.groups, run.penalty) == (64, "class x attribute", 1.0)
+
+
+def test_every_start_selects_its_own_rate_from_the_grid_of_lora():
+    def lookup(run):
+        return validated(0.9 - abs(run.learning_rate - (0.01 if run.method == "lora-fisher" else 0.001)), 0.5)
+
+    starts = ["LoRA", *(f"LoRA/{start}" for start in configuration.STARTS)]
+    for label in starts:
+        run, (search,) = selected(f"{label}/celeba", "compact", lookup)
+        assert run.learning_rate == (0.01 if label == "LoRA/fisher" else 0.001) and run.rank == 16
+        assert [one.learning_rate for one in search] == list(PROFILES["compact"]["rates"]["lora"])
+        assert {one.method for one in search} == {run.method}
+    assert {f"{label}/celeba" for label in starts} < {*LABELS["initialisation"], *LABELS["initialisation-controls"]}
 
 
 def test_a_rule_judges_the_epoch_that_is_kept():
@@ -219,6 +238,66 @@ def test_a_record_tells_what_its_predictions_say():
     assert len(record["history"]) == len(record["curve"]["worst"]) == len(record["curve"]["loss"]) == run.epochs
     assert record["parameters"] == 4 * run.rank * (48 + 3 * 48) + 48 * 2 + 2
     assert sukumaran2024.configuration(record) == run and record["key"] == key(run)
+
+
+# -------------------------------------------------------------------------------------------- where the factors start
+STARTING = {"zero": "LoRA"} | {start: f"LoRA/{start}" for start in configuration.STARTS}
+
+
+def test_every_start_begins_with_the_function_of_lora_and_trains_as_many_numbers():
+    data = work._load("parity", 8, "")
+    networks = {start: work.Network(small(label), data) for start, label in STARTING.items()}
+    scores = {start: n.scores(n.trained, data, "validation").detach() for start, n in networks.items()}
+    for start, network in networks.items():
+        torch.testing.assert_close(scores[start], scores["zero"], rtol=0, atol=2e-5)
+        assert {name: v.shape for name, v in network.trained.items()} == {
+            name: v.shape for name, v in networks["zero"].trained.items()
+        }
+    factors = {
+        start: torch.cat([v.detach().flatten() for name, v in n.trained.items() if "lora_A" in name])
+        for start, n in networks.items()
+    }
+    for one, other in itertools.combinations(factors, 2):
+        assert not torch.allclose(factors[one], factors[other], atol=1e-3), (one, other)
+
+
+def test_the_seed_draws_the_random_importances_alone():
+    data, backbone = work._load("parity", 8, ""), work.small(classes=2, seed=0)[0]
+
+    def of(start, seed):
+        return torch.stack(list(work.importance(backbone, small(f"LoRA/{start}", seed=seed), data).values()))
+
+    assert torch.equal(of("fisher", 0), of("fisher", 1)) and not torch.equal(of("random", 0), of("random", 1))
+    assert torch.equal(of("random", 1), of("random", 1)) and not torch.equal(of("fisher", 0), of("pooled", 0))
+
+
+@pytest.mark.parametrize("start", ["fisher", "pooled"])
+def test_importance_against_one_backward_pass_per_example(start, monkeypatch):
+    """arXiv 2403.00625, eqs 1 and 2, on inner layers, word for word and in float64."""
+    monkeypatch.setattr(work, "INFORMING", 12)
+    data, backbone = work._load("parity", 8, ""), work.small(classes=2, seed=0)[0]
+    index = data.part("training")
+    index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[:12]]
+    inputs, label, group = backbone.prepare(data.inputs[index]).double(), data.label[index], data.group[index]
+    model = copy.deepcopy(backbone.model).double()
+    with torch.no_grad():
+        features = model.forward_head(model.forward_features(inputs), pre_logits=True)
+    head = work._fitted_head(features, label, classes=2)
+    assert (features @ head["weight"].T + head["bias"]).argmax(-1).eq(label).double().mean() > 0.8
+    weights = {name: module.weight for name, module in adapters.adapted(model).items()}
+    squares = {name: [[] for _ in data.group_names] for name in weights}
+    for x, y, s in zip(inputs, label, group, strict=True):
+        features = model.forward_head(model.forward_features(x[None]), pre_logits=True)
+        loss = torch.nn.functional.cross_entropy(features @ head["weight"].T + head["bias"], y[None])
+        for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+            squares[name][s].append(gradient.square().sum(0))  # over the outputs: torch's weight is [out, in]
+    found = work.importance(backbone, small(f"LoRA/{start}"), data)
+    assert found.keys() == weights.keys() and len(found) == 4 and min(group.bincount()) >= 3
+    for name, by_group in squares.items():
+        roots = [torch.stack(rows).mean(0).sqrt() for rows in by_group]
+        pooled = torch.stack([row for rows in by_group for row in rows]).mean(0).sqrt()
+        expected = pooled if start == "pooled" else torch.stack(roots).mean(0)
+        torch.testing.assert_close(found[name].double(), expected, rtol=1e-3, atol=1e-5 * expected.max().item())
 
 
 def test_out_of_memory_says_what_to_lower(monkeypatch):

@@ -6,6 +6,7 @@ Adapters are saved in peft's own format. peft is imported where it is needed: it
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fairtuning import FairtuningError
+from fairtuning.factorization import low_rank
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,6 +25,10 @@ LAYERS = {
     "query_value": "the projections to query and to value, as the usual recipe does (the fused one is split)",
     "all": "every linear layer but the classifier",
 }
+#: What the configuration of an adapter says that started from importances; stock peft refuses to load it.
+WEIGHTED = "weighted"
+#: Where the factors start by name: LoRA's B = 0; the plain SVD of the weight, as peft has it (arXiv 2404.02948).
+STARTS = ("zero", "pissa")
 
 
 class AdapterError(FairtuningError):
@@ -61,6 +67,31 @@ def split_projections(model: nn.Module) -> nn.Module:
     return model
 
 
+def adapted(model: nn.Module, *, layers: str = "qkv", last: int | None = None) -> dict[str, nn.Linear]:
+    """The layers that ``add`` adapts, by name; "query_value" splits the fused projections of ``model`` first.
+
+    Raises AdapterError as ``add`` does.
+    """
+    if layers not in LAYERS:
+        raise AdapterError(f"layers is {layers!r}; allowed: {', '.join(LAYERS)}")
+    if layers == "query_value":
+        split_projections(model)
+    head = _name_of_head(model)
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != head}
+    wanted = {"qkv": ("qkv",), "query_value": ("query", "value")}.get(layers)
+    found = {name: m for name, m in linear.items() if wanted is None or name.rpartition(".")[2] in wanted}
+    if last is not None:
+        depth = len(getattr(model, "blocks", ()))
+        if not 1 <= last <= depth:
+            raise AdapterError(f"last is {last} of {depth} blocks; allowed: 1 to {depth}")
+        late = tuple(f"blocks.{number}." for number in range(depth - last, depth))
+        found = {name: m for name, m in found.items() if name.startswith(late)}
+    if not found:
+        kinds = sorted({name.rpartition(".")[2] for name in linear}) or ["none"]
+        raise AdapterError(f"the model has no layer for {layers!r}; its linear layers: {', '.join(kinds)}")
+    return found
+
+
 def add(
     model: nn.Module,
     *,
@@ -69,43 +100,81 @@ def add(
     dropout: float = 0.0,
     layers: str = "qkv",
     last: int | None = None,
+    start: str | Mapping[str, Tensor] = "zero",
     seed: int = 0,
 ) -> PeftModel:
     """``model`` (of timm) frozen, with adapters of ``rank`` on ``layers`` (a key of LAYERS); its classifier is trained.
 
-    The model's function is unchanged at first, as B = 0; ``seed`` draws A. ``last`` adapts the last so many blocks
-    only: what comes before them is then a constant (``prefix.first_blocks``). ``model`` is changed in place.
+    The model's function is unchanged at first. ``start`` "zero": B = 0, and ``seed`` draws A. "pissa": the top
+    singular components of the weight move into B A, and what is frozen is the rest. Importances ``[in]`` >= 0 of the
+    input features of every adapted layer, by its name: likewise, under row weights (``factorization.low_rank``; W there
+    is the transpose of torch's weight); equal ones are "pissa". ``last`` adapts the last so many blocks only: what
+    comes before them is then a constant (``prefix.first_blocks``). ``model`` is changed in place.
 
-    Raises AdapterError, in one line, for unknown layers, a model without them, and a rank above a layer's size.
+    Raises AdapterError, in one line, for unknown layers, a model without them, a rank above a layer's size, an unknown
+    start and importances that are not those of the adapted layers.
     """
     from peft import LoraConfig, get_peft_model
 
-    if layers not in LAYERS:
-        raise AdapterError(f"layers is {layers!r}; allowed: {', '.join(LAYERS)}")
-    if layers == "query_value":
-        split_projections(model)
-    head = next((name for name, module in model.named_modules() if module is _head(model)), None)
-    adapted = _adapted(model, layers, head, last)
-    for name, module in adapted.items():
+    chosen = adapted(model, layers=layers, last=last)
+    for name, module in chosen.items():
         most = min(module.in_features, module.out_features)
         if not 1 <= rank <= most:
             raise AdapterError(
                 f"rank is {rank}; {name} ({module.in_features} -> {module.out_features}) allows 1 to {most}"
             )
+    if isinstance(start, str) and start not in STARTS:
+        raise AdapterError(f"start is {start!r}; allowed: {', '.join(STARTS)}, or importances by layer")
+    weighted = not isinstance(start, str)
+    if weighted:
+        _check_importance(start, chosen)
+    head = _name_of_head(model)
     settings = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=list(adapted),
+        target_modules=list(chosen),
         modules_to_save=[head] if head else None,
+        init_lora_weights="pissa" if start == "pissa" else True,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, settings)
+        made = get_peft_model(model, settings)
+    if weighted:
+        for name in chosen:
+            _factorise(made.get_base_model().get_submodule(name), start[name])
+        made.peft_config["default"].init_lora_weights = WEIGHTED
+    return made
+
+
+@torch.no_grad()
+def _factorise(layer: nn.Module, importance: Tensor) -> None:
+    """Moves the weighted low-rank part of a peft layer's weight into its adapter.
+
+    Each of the r components has as long a part in A as in B, and alpha / rank is divided out, as PiSSA does.
+    """
+    weight, scale = layer.base_layer.weight, layer.scaling["default"]
+    lora_A, lora_B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    W = weight.double().mT
+    A, B = low_rank(W, len(lora_A), rows=importance.to(W))  # [in, r] and [r, out]; the rows of B have length 1
+    length = A.norm(dim=0).clamp_min(torch.finfo(A.dtype).tiny)
+    lora_A.copy_((A / (length * scale).sqrt()).mT)
+    lora_B.copy_(B.mT * (length / scale).sqrt())
+    weight.copy_(weight.double() - scale * lora_B.double() @ lora_A.double())  # of the factors as they were rounded
 
 
 def save(model: PeftModel, folder: str | Path) -> None:
-    """Adapter and classifier in peft's format: ``adapter_config.json``, ``adapter_model.safetensors``."""
+    """Adapter and classifier in peft's format: ``adapter_config.json``, ``adapter_model.safetensors``.
+
+    From a "pissa" start the factors fit the rest of the weight, which peft computes anew when it loads them. What
+    started from importances has no such place in the format, and raises AdapterError; ``model.merge_and_unload()``
+    gives the whole network.
+    """
+    if model.peft_config["default"].init_lora_weights == WEIGHTED:
+        raise AdapterError(
+            "the adapter started from importances, so that its frozen weights are not the backbone's; peft's format "
+            "has no place for them: save the network that model.merge_and_unload() gives"
+        )
     model.save_pretrained(str(folder), save_embedding_layers=False)  # else peft would ask the hub about the model
 
 
@@ -129,12 +198,12 @@ def load(model: nn.Module, folder: str | Path, *, trainable: bool = False) -> Pe
             split_projections(model)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # by which peft says that keys are missing
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
         with safe_open(file, framework="pt") as saved:
-            surplus = set(saved.keys()) - get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+            surplus = set(saved.keys()) - get_peft_model_state_dict(loaded, save_embedding_layers=False).keys()
         if surplus:  # of which peft says nothing
             raise ValueError(f"no place for {min(surplus)}")
-        return adapted
+        return loaded
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, UserWarning) as error:
         line = " ".join(str(error).split())[:200]
         raise AdapterError(f"{folder} holds no adapter that fits this model ({line})") from None
@@ -157,18 +226,18 @@ def _head(model: nn.Module) -> nn.Module:
     return head if isinstance(head, nn.Linear) else None
 
 
-def _adapted(model: nn.Module, layers: str, head: str | None, last: int | None) -> dict[str, nn.Linear]:
-    """The layers to adapt, by name."""
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != head}
-    wanted = {"qkv": ("qkv",), "query_value": ("query", "value")}.get(layers)
-    found = {name: m for name, m in linear.items() if wanted is None or name.rpartition(".")[2] in wanted}
-    if last is not None:
-        depth = len(getattr(model, "blocks", ()))
-        if not 1 <= last <= depth:
-            raise AdapterError(f"last is {last} of {depth} blocks; allowed: 1 to {depth}")
-        late = tuple(f"blocks.{number}." for number in range(depth - last, depth))
-        found = {name: m for name, m in found.items() if name.startswith(late)}
-    if not found:
-        kinds = sorted({name.rpartition(".")[2] for name in linear}) or ["none"]
-        raise AdapterError(f"the model has no layer for {layers!r}; its linear layers: {', '.join(kinds)}")
-    return found
+def _name_of_head(model: nn.Module) -> str | None:
+    return next((name for name, module in model.named_modules() if module is _head(model)), None)
+
+
+def _check_importance(importance: Mapping[str, Tensor], chosen: Mapping[str, nn.Linear]) -> None:
+    if wrong := sorted(importance.keys() ^ chosen.keys()):
+        which = "has no importance" if wrong[0] in chosen else "is not adapted"
+        raise AdapterError(f"start: {wrong[0]} {which}; allowed: importances of {', '.join(chosen)}")
+    for name, module in chosen.items():
+        rows = importance[name]
+        if rows.shape != (module.in_features,) or not ((rows >= 0) & rows.isfinite()).all():
+            raise AdapterError(
+                f"start: importance of {name} is {list(rows.shape)}, {rows.min():.3g} to {rows.max():.3g}; allowed: "
+                f"[{module.in_features}], finite and not negative"
+            )

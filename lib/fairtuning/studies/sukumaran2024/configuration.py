@@ -22,7 +22,7 @@ class Run:
     attribute: str = ""  # likewise
     backbone: str = "vit-tiny"  # a timm name or a key of backbones.BACKBONES; "small": see work.small
     weights: str = "pretrained"
-    method: str = "lora"  # or full
+    method: str = "lora"  # or full, or lora- and one of STARTS
     layers: str = "qkv"  # that have adapters
     rank: int = 16
     alpha: float = 16.0  # of LoRA: its product of factors is multiplied by alpha / rank
@@ -44,8 +44,13 @@ class Run:
     device: str = "cpu"
 
 
+#: Where the factors of LoRA start, other than at B = 0 (`adapters.add`): at the plain SVD of each weight (PiSSA, arXiv
+#: 2404.02948), or at one whose rows have an importance, of `factorization.VARIANTS`. That is our extension of arXiv
+#: 2403.00625 to inner layers, and its controls.
+STARTS = {"pissa": None, "fisher": "neutralised", "pooled": "pooled", "random": "random"}
+
 #: Raised by hand when what a method does changes; part of every key.
-VERSIONS = {"lora": 1, "full": 1}
+VERSIONS = {"lora": 1, "full": 1} | {f"lora-{start}": 1 for start in STARTS}
 
 #: One seed tells the settings of a search apart well enough, for they lie a factor of three or more apart.
 SEARCH_SEEDS = 1
@@ -150,7 +155,10 @@ BASELINES = {
 }
 GROUPS = {"class": "class", "background": "attribute", "cell": CELL}
 RANKS = (8, 16, 32, 64, 128)
-ALLOWED = "r=N, lambda=X, groups=class|background|cell, R1 or R2, a data set or a backbone of the profile"
+ALLOWED = (
+    f"r=N, lambda=X, groups=class|background|cell, R1 or R2, {'|'.join(STARTS)}, a data set or a backbone of the "
+    "profile"
+)
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,8 @@ class Named:
 @cache
 def resolve(label: str) -> Named:
     """``LoRA``, ``FairLoRA``, ``FFT`` or ``FairFFT``, then modifiers: ``/r=8``, ``/lambda=1``, ``/groups=cell``,
-    ``/R1`` (the rule by which lambda is selected), ``/celeba`` (data set), ``/dino`` (backbone)."""
+    ``/R1`` (the rule by which lambda is selected), ``/fisher`` (where the factors of LoRA start, of STARTS),
+    ``/celeba`` (data set), ``/dino`` (backbone)."""
     method, *modifiers = label.split("/")
     known = METHODS | BASELINES
     if method not in known:
@@ -194,6 +203,8 @@ def _modify(named: Named, modifier: str, label: str) -> Named:
         pass
     if modifier in RULES and fair:
         return replace(named, rule=modifier)
+    if modifier in STARTS and named.run.method == "lora":
+        return replace(named, run=replace(named.run, method=f"lora-{modifier}"))
     if any(modifier in profile["data"] for profile in PROFILES.values()):
         return replace(named, data=modifier)
     if any(modifier in profile["backbones"] for profile in PROFILES.values()):
@@ -218,12 +229,17 @@ LABELS: dict[str, list[str]] = {
     "rule": [f"{label}/R1" for label in FAIR],
     "baselines": [*BASELINES],
     "figure12": FOUR,
+    "figure3-waterbirds": [f"{label}/clip" for label in FOUR],  # radar charts: no number is printed
+    "figure6-waterbirds": [f"{label}/dino" for label in FOUR],
+    "figure8-waterbirds": FOUR,
     "ranks": RANKED,
     "groups-fft": [f"FairFFT/groups={groups}" for groups in ("cell", "background")],
     "collapse": ["FairLoRA/lambda=10", "FairLoRA/lambda=100"],
     "table6": [f"{label}/aircraft" for label in TWELVE],
     "celeba": [f"{label}/celeba" for label in FACES],
     "utkface": [f"{label}/utkface" for label in FACES],
+    "initialisation": [f"{label}/celeba" for label in ("LoRA", "FairLoRA", "LoRA/pissa", "LoRA/fisher")],
+    "initialisation-controls": [f"LoRA/{start}/celeba" for start in ("pooled", "random")],
 }
 
 
@@ -298,7 +314,7 @@ def selected(label: str, profile_name: str, lookup: Lookup) -> tuple[Run, list[l
         named.run,
         data=data,
         backbone=named.backbone or profile["backbones"][0],
-        rank=profile["rank"] if named.run.method == "lora" else Run.rank,
+        rank=Run.rank if named.run.method == "full" else profile["rank"],
         evaluate="validation",
         **profile["data"][data],
         **profile["settings"],
@@ -312,7 +328,7 @@ def selected(label: str, profile_name: str, lookup: Lookup) -> tuple[Run, list[l
         return candidates[0]
 
     plain = replace(run, penalty=0.0, groups=Run.groups, objective=Run.objective, last_layer=Run.last_layer)
-    rates = profile["rates"][run.method]
+    rates = profile["rates"][run.method.partition("-")[0]]  # one grid for every start, a search for each
     rate = choose([replace(plain, learning_rate=rate) for rate in rates], "R1").learning_rate
     run = replace(run, learning_rate=rate)
     if run.penalty is None:

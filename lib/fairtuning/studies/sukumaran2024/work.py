@@ -14,6 +14,8 @@ from torch.func import functional_call
 
 from fairtuning import adapters, backbones, datasets, prefix
 from fairtuning.datasets import images
+from fairtuning.factorization import neutralise
+from fairtuning.fisher import group_fisher
 from fairtuning.last_layer import retrain_last_layer
 from fairtuning.losses import (
     balanced_weights,
@@ -24,13 +26,14 @@ from fairtuning.losses import (
     variance_penalised_loss,
 )
 from fairtuning.metrics import group_counts
-from fairtuning.networks import Parameters, count
+from fairtuning.networks import Parameters, count, head
 from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, RunError, environment
-from fairtuning.studies.sukumaran2024.configuration import VERSIONS, Run, task_of
+from fairtuning.studies.sukumaran2024.configuration import STARTS, VERSIONS, Run, task_of
 from fairtuning.training import Batch, train
 
 EVALUATED = 256  # images at a time
+INFORMING = 1024  # training images from which the information of the inner layers is computed
 
 
 def work(unit: Sequence[Run]) -> list[Record]:
@@ -113,8 +116,10 @@ class Network:
         else:
             self.backbone = backbones.load(run.backbone, classes=classes, size=size, weights=run.weights, seed=run.seed)
         model = self.backbone.model
-        if run.method == "lora":
-            model = adapters.add(model, rank=run.rank, alpha=run.alpha, layers=run.layers, seed=run.seed)
+        kind, _, start = run.method.partition("-")
+        if kind == "lora":
+            given = importance(self.backbone, run, data) if STARTS.get(start) else start or "zero"
+            model = adapters.add(model, rank=run.rank, alpha=run.alpha, layers=run.layers, start=given, seed=run.seed)
         self.module = _Prefixed(model).to(run.device).eval()
         self.device, self.precision = torch.device(run.device), getattr(torch, run.precision)
         self.trained = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
@@ -162,6 +167,49 @@ class _Prefixed(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return prefix.forward(self.model, inputs)
+
+
+def importance(backbone: backbones.Backbone, run: Run, data: datasets.GroupedData) -> dict[str, Tensor]:
+    """Importance of the input features ``[in]`` of every layer to adapt, by its name, under ``run``'s start.
+
+    The information of each group (of the attribute) at the pre-trained backbone, on the same INFORMING images in every
+    run. The backbone has no head for the task: one is fitted to their features, and serves this purpose alone.
+    """
+    model = deepcopy(backbone.model).to(run.device)
+    index = data.part("training")
+    index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[:INFORMING]]
+    inputs, label, group = backbone.prepare(data.inputs[index]), data.label[index], data.group[index]
+    with torch.no_grad():
+        parts = [model.forward_features(part.to(run.device)) for part in inputs.split(EVALUATED)]
+        features = torch.cat([model.forward_head(part, pre_logits=True).cpu() for part in parts])
+    fitted = _fitted_head(features, label, classes=len(data.label_names))
+    for name, value in fitted.items():
+        getattr(model.get_classifier(), name).data.copy_(value)
+    groups, names = len(data.group_names), list(adapters.adapted(model, layers=run.layers))
+    fisher = group_fisher(model, inputs, label, group=group, groups=groups, layers=names)
+    generator = torch.Generator().manual_seed(run.seed)
+    variant, sizes = STARTS[run.method.partition("-")[2]], group.bincount(minlength=groups)
+    return {
+        name: neutralise(found.mT.cpu(), variant=variant, sizes=sizes, generator=generator)
+        for name, found in fisher.items()
+    }
+
+
+def _fitted_head(features: Tensor, label: Tensor, *, classes: int) -> Parameters:
+    """A linear head after 20 epochs of Adam on ``features [n, d]``, from zero: weight ``[classes, d]`` and bias."""
+    fitted = train(
+        {"W": features.new_zeros(1, features.shape[1], classes), "b": features.new_zeros(1, 1, classes)},
+        head,
+        lambda logits, label, group: cross_entropy(logits, label).mean(-1),
+        batch=lambda index: (features[index], label[index], label[index]),
+        n=len(label),
+        order_seeds=[0],
+        optimiser_name="adam",
+        learning_rate=0.01,
+        epochs=20,
+        batch_size=128,
+    )
+    return {"weight": fitted["W"][0].mT, "bias": fitted["b"][0, 0]}
 
 
 def small(*, classes: int, seed: int) -> tuple[backbones.Backbone, float]:
