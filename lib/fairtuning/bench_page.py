@@ -83,6 +83,8 @@ def methods_table(
         f"The more frequent label alone is right in {constant:.3f} of the rows, a coin in half of every group. "
         "Seconds: of one core, a run's share of its stack, searches not counted."
     )
+    if beside:
+        caption += " Adapters: settings selected by the rules of their own study; timed on a machine that did more."
     header = ["method", "attribute needed in", "setting", *(TITLES[metric] for metric in SHOWN), "seconds", "trained"]
     return pages.Table(header, shown, caption=caption)
 
