@@ -184,7 +184,7 @@ def _measure(part: Part, functions: Quantities) -> tuple[dict[str, Any], Estimat
         raise KeyError(f"no quantity {part.quantity!r}")
     effect = functions[part.quantity](**part.arguments)
     if part.sign < 0:
-        effect = Effect(-effect.by_seed, None if effect.resampled is None else -effect.resampled)
+        effect = effect.times(-1)
     result = {"says": part.says, "quantity": part.quantity, "arguments": dict(part.arguments)}
     result |= {"sign": part.sign}
     if part.test == "exact":

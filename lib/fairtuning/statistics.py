@@ -143,6 +143,14 @@ class Effect:
     by_seed: Tensor
     resampled: Tensor | None = None
 
+    def times(self, factor: float) -> "Effect":
+        """The same in another unit: 100 for percent, -1 for the other direction.
+
+        >>> Effect(torch.tensor([0.25])).times(100)
+        Effect(by_seed=tensor([25.]), resampled=None)
+        """
+        return Effect(factor * self.by_seed, None if self.resampled is None else factor * self.resampled)
+
 
 @dataclass(frozen=True)
 class Estimate:

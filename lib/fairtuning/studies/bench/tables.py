@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairtuning import statistics
+from fairtuning import statistics, studies
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.metrics import METRICS
 from fairtuning.records import examples_key
@@ -154,14 +154,17 @@ def adapters(data: str, profile: str) -> dict[str, Results]:
     """The records of ``adapters_of``, by study; those of the test set."""
     found = {}
     for name, labels in adapters_of(data, profile).items():
-        study = {"sukumaran2024": sukumaran2024, "kamalaruban2025": kamalaruban2025}[name]
+        study = studies.study(name)
         with suppress(MissingRuns):
             found[name] = study.results(Store.of(name, profile), profile, labels=list(labels.values()), data=data)
     return found
 
 
 def adapter_frontier(data: str, profile: str) -> dict[str, dict[float, dict[str, float]]]:
-    """The penalty of sukumaran2024 on adapters, of the same form as ``frontier``: one seed, and 0 is plain LoRA."""
+    """The penalty of sukumaran2024 on adapters, of the same form as ``frontier``: one seed, and 0 is plain LoRA.
+
+    A search keeps the epoch of the best validation accuracy, so this is of that epoch; the rule judges the last one.
+    """
     if "sukumaran2024" not in adapters_of(data, profile):
         return {}
     store = Store.of("sukumaran2024", profile)

@@ -43,8 +43,7 @@ def measures(results: TaskResults | None) -> dict[str, Callable[..., Effect]]:
 
 
 def scaled(results: Results, metric: str, factor: float, of: str, *, minus: str | None = None) -> Effect:
-    effect = results.effect(of, metric, minus=minus)
-    return Effect(by_seed=factor * effect.by_seed, resampled=factor * effect.resampled)
+    return results.effect(of, metric, minus=minus).times(factor)
 
 
 def leaks(results: TaskResults | None) -> dict[str, Callable[..., Effect]]:

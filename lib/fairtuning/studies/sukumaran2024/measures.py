@@ -90,8 +90,7 @@ def measures(results: Results | None) -> dict[str, Callable[..., Effect]]:
         return {}
 
     def of_metric(metric: str, factor: float, of: str, *, minus: str | None = None) -> Effect:
-        effect = results.effect(of, metric, minus=minus)
-        return Effect(by_seed=factor * effect.by_seed, resampled=factor * effect.resampled)
+        return results.effect(of, metric, minus=minus).times(factor)
 
     columns = METRIC | {"F1 median": ("median_class_f1", 100.0), "worst group": ("worst_cell_accuracy", 100.0)}
     found = {column: partial(of_metric, *how) for column, how in columns.items()}
