@@ -25,6 +25,10 @@ COMMANDS = [
     "coverage",
     "rerun",
     "verify",
+    "transcript",
+    "transcript verify",
+    "transcript compare",
+    "transcript make",
 ]
 VERDICTS = {"supported", "contradicted", "unresolved", "not yet", "not testable here"}
 CLASSROOM = ["--profile", "classroom"]

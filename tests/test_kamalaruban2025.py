@@ -14,14 +14,14 @@ import sklearn.metrics
 import torch
 from PIL import Image
 
-from fairtuning import FairtuningError, claims, metrics, report, runs, studies
+from fairtuning import FairtuningError, claims, metrics, report, runs, studies, verification
 from fairtuning.analysis import MissingRuns
 from fairtuning.collaboration import exchange, leakage, parties
 from fairtuning.collaboration.parties import METHODS as PARTY_METHODS
 from fairtuning.collaboration.parties import RAISED, SENSITIVE, turns
-from fairtuning.collaboration.transcript import Transcript
+from fairtuning.collaboration.transcript import Transcript, compare, verify
 from fairtuning.datasets import archives, celeba
-from fairtuning.runs import pack, unpack
+from fairtuning.runs import Store, pack, unpack
 from fairtuning.studies import kamalaruban2025
 from fairtuning.studies.kamalaruban2025 import measures, tables
 from fairtuning.studies.kamalaruban2025.configuration import (
@@ -292,6 +292,26 @@ def test_parties_made_apart_from_each_other_do_what_the_run_does():
     run = small("Orth/strength=10")
     heads = exchange(found, turns(work.plan_of(run)))["heads"]
     assert heads == record_of(run)["messages"]["heads"]
+
+
+def test_a_records_parties_play_again_and_keep_their_transcripts(tmp_path, monkeypatch):
+    """The heads in a record are those of a chain that anyone with the data can have again."""
+    store = Store.of("kamalaruban2025", "classroom", folder=tmp_path)
+    runs = {"adv": small("Adv/strength=1"), "erm": small("Erm")}
+    with store.writing():
+        for line in (line for run in runs.values() for line in kamalaruban2025.work([run])):
+            store.append(line)
+    monkeypatch.setenv("FAIRTUNING_RESULTS", str(tmp_path))
+    made, folder = key(runs["adv"]), tmp_path / "kept"
+    heads, recorded = verification.transcripts(profile="classroom", key=made, folder=folder)
+    assert heads == recorded and set(heads) == {"developer", "auditor"}
+    lines = {name: verify(folder / f"{name}.jsonl", head=head) for name, head in recorded.items()}
+    assert compare(*(folder / f"{name}.jsonl" for name in lines)) == store.records[made]["messages"]["number"] > 2
+    with pytest.raises(FairtuningError, match="exists already"):
+        verification.transcripts(profile="classroom", key=made, folder=folder)
+    with pytest.raises(FairtuningError, match="nothing crossed"):
+        verification.transcripts(profile="classroom", key=key(runs["erm"]), folder=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_out_of_memory_says_what_to_lower(monkeypatch):

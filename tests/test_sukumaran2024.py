@@ -54,6 +54,7 @@ ALL = list(dict.fromkeys(label for found in LABELS.values() for label in found))
         ("FairFFT", dict(method="full", penalty=None)),
         ("FairLoRA/lambda=10", dict(penalty=10.0)),
         ("FairLoRA/groups=cell", dict(penalty=None, groups="class x attribute")),
+        ("FairLoRA/groups=cell/smoothed", dict(objective="smoothed", groups="class x attribute")),
         ("FairFFT/groups=background", dict(method="full", groups="attribute")),
         ("LoRA/fisher", dict(method="lora-fisher", penalty=0.0)),
         ("FairLoRA/pissa", dict(method="lora-pissa", penalty=None)),

@@ -284,6 +284,23 @@ def transcript_compare(
     print(f"{ours}, {theirs}: {compare(ours, theirs)} messages crossed, on which both agree")
 
 
+@transcript_app.command("make")
+def transcript_make(
+    key: Annotated[str, typer.Argument(help="A record of kamalaruban2025, by its key (or the beginning of it).")],
+    folder: Annotated[Path, typer.Argument(help="Where both transcripts go (a new folder).")],
+    profile: Profile = None,
+) -> None:
+    """Let developer and auditor of a record play again, keep their transcripts and hold them against its heads."""
+    from fairtuning import report, verification
+
+    profile = profile or report.shown("kamalaruban2025")
+    heads, recorded = verification.transcripts(profile=profile, key=key, folder=folder)
+    for party, head in heads.items():
+        print(f"{folder / party}.jsonl: head {head}, {'as recorded' if head == recorded[party] else 'not as recorded'}")
+    if heads != recorded:
+        raise typer.Exit(1)
+
+
 def _verdict(compared: dict[str, list[str]]) -> None:
     for outcome, keys in compared.items():
         print(f"{outcome}: {len(keys)}" + (f" ({', '.join(keys[:5])}{' …' if len(keys) > 5 else ''})" if keys else ""))

@@ -1,6 +1,7 @@
 """Records made again and compared with those that are there."""
 
 import random
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -23,16 +24,8 @@ def verify(
     """
     check_profile(study, profile)
     store = Store.of(study.NAME, profile)
-    keys = sorted(store.records)
-    if not keys:
-        raise FairtuningError(
-            f"{store.path} holds no records; `fairtuning run {study.NAME} --profile {profile}` makes them"
-        )
-    if key is not None:
-        keys = [found for found in keys if found.startswith(key)]
-        if len(keys) != 1:
-            raise FairtuningError(f"key {key!r} fits {len(keys)} records of {store.path.name}; it must fit one")
-    elif sample is not None:
+    keys = _keys(store, study.NAME, profile, key)
+    if key is None and sample is not None:
         keys = random.SystemRandom().sample(keys, min(sample, len(keys)))
     configurations = [study.configuration(store.records[found]) for found in keys]
     with TemporaryDirectory() as folder, executor(executor_name) as (pool, in_flight):
@@ -40,6 +33,41 @@ def verify(
         with again.writing():
             run_all(study.units(configurations), study.work, store=again, executor=pool, in_flight=in_flight)
         return compare_stores(study, again, store)
+
+
+def _keys(store: Store, study: str, profile: str, key: str | None) -> list[str]:
+    keys = sorted(store.records)
+    if not keys:
+        raise FairtuningError(f"{store.path} holds no records; `fairtuning run {study} --profile {profile}` makes them")
+    if key is not None:
+        keys = [found for found in keys if found.startswith(key)]
+        if len(keys) != 1:
+            raise FairtuningError(f"key {key!r} fits {len(keys)} records of {store.path.name}; it must fit one")
+    return keys
+
+
+def transcripts(*, profile: str, key: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Lets the parties of one of P3's records play again and keep their transcripts, ``folder/<party>.jsonl``.
+
+    Returns their heads and those in the record: equal where the machine trains bit for bit as the record's did.
+    """
+    from fairtuning.studies import kamalaruban2025 as study
+    from fairtuning.studies.kamalaruban2025.work import exchanged
+
+    check_profile(study, profile)
+    store = Store.of(study.NAME, profile)
+    (found,) = _keys(store, study.NAME, profile, key)
+    record = store.records[found]
+    if not record["messages"]["number"]:
+        raise FairtuningError(f"record {found} is of a run in which nothing crossed; choose one with an auditor")
+    if folder.exists():
+        raise FairtuningError(f"{folder} exists already; name a new folder, nothing is overwritten")
+    with TemporaryDirectory() as kept:
+        parties, heads = exchanged(study.configuration(record), folder=Path(kept))
+        folder.mkdir(parents=True)
+        for name in parties:
+            shutil.copy(Path(kept, name, "transcript.jsonl"), folder / f"{name}.jsonl")
+    return heads, record["messages"]["heads"]
 
 
 def compare_stores(study: ModuleType, again: Store, there: Store) -> dict[str, list[str]]:

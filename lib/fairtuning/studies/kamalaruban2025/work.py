@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -149,13 +150,19 @@ def party(name: str, settings: Mapping[str, Any], transcript: Transcript) -> Dev
 
 
 # --------------------------------------------------------------------------------------------------------------- a run
+def exchanged(run: Run, *, folder: Path | None = None) -> tuple[dict[str, Developer | Auditor], dict[str, str]]:
+    """The parties of a run after their last turn, and the heads of their transcripts, which ``folder`` keeps."""
+    plan, shared = plan_of(run), sensitive(run) if run.method in ONCE else None
+    found = parties(encoder(run), load(run), plan, images=run.images, known=shared and shared.known, folder=folder)
+    return found, exchange(found, turns(plan))["heads"]
+
+
 def _record(run: Run, data: datasets.GroupedData) -> Record:
-    frozen, plan = encoder(run), plan_of(run)
+    frozen = encoder(run)
     shared = sensitive(run) if run.method in ONCE else None
     before = time.perf_counter()
     try:
-        found = parties(frozen, data, plan, images=run.images, known=shared and shared.known)
-        heads = exchange(found, turns(plan))["heads"]
+        found, heads = exchanged(run)
         developer = found["developer"]
         features = {split: developer.features(data.part(split)) for split in ("validation", run.evaluate)}
         scores = {split: developer.classify(values) for split, values in features.items()}

@@ -156,8 +156,8 @@ BASELINES = {
 GROUPS = {"class": "class", "background": "attribute", "cell": CELL}
 RANKS = (8, 16, 32, 64, 128)
 ALLOWED = (
-    f"r=N, lambda=X, groups=class|background|cell, R1 or R2, {'|'.join(STARTS)}, a data set or a backbone of the "
-    "profile"
+    f"r=N, lambda=X, groups=class|background|cell, smoothed, R1 or R2, {'|'.join(STARTS)}, a data set or a backbone "
+    "of the profile"
 )
 
 
@@ -175,8 +175,8 @@ class Named:
 @cache
 def resolve(label: str) -> Named:
     """``LoRA``, ``FairLoRA``, ``FFT`` or ``FairFFT``, then modifiers: ``/r=8``, ``/lambda=1``, ``/groups=cell``,
-    ``/R1`` (the rule by which lambda is selected), ``/fisher`` (where the factors of LoRA start, of STARTS),
-    ``/celeba`` (data set), ``/dino`` (backbone)."""
+    ``/smoothed`` (moving averages of the group losses), ``/R1`` (the rule by which lambda is selected), ``/fisher``
+    (where the factors of LoRA start, of STARTS), ``/celeba`` (data set), ``/dino`` (backbone)."""
     method, *modifiers = label.split("/")
     known = METHODS | BASELINES
     if method not in known:
@@ -201,6 +201,8 @@ def _modify(named: Named, modifier: str, label: str) -> Named:
             return replace(named, run=replace(named.run, groups=GROUPS[value]))
     except ValueError:
         pass
+    if modifier == "smoothed" and fair:
+        return replace(named, run=replace(named.run, objective="smoothed"))
     if modifier in RULES and fair:
         return replace(named, rule=modifier)
     if modifier in STARTS and named.run.method == "lora":
