@@ -20,8 +20,9 @@ from measuring import cpu_seconds, row, write  # which makes the checkout's fair
 from torch import Tensor
 
 from fairtuning import backbones
+from fairtuning.collaboration.encoder import Encoder
 from fairtuning.collaboration.messages import Message, decode, encode
-from fairtuning.collaboration.parties import Auditor, Developer, Encoder, Plan, View
+from fairtuning.collaboration.parties import Auditor, Developer, Plan, View
 from fairtuning.collaboration.transcript import Transcript
 from fairtuning.networks import Parameters
 from fairtuning.paths import data_folder

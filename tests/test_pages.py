@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure as Canvas
 
 import planted
-from fairtuning import pages, papers, report
+from fairtuning import claims, pages, papers, record_pages, report, scoreboard
 from fairtuning.metrics import METRICS
 from fairtuning.paths import ROOT
 from fairtuning.statistics import estimate
@@ -232,16 +232,16 @@ def test_state_names_scale_gap_and_command(full):
 
 # -------------------------------------------------------------------------------------------- scoreboard, record pages
 def test_scoreboard_names_every_paper_and_its_profile(full, tmp_path):
-    found = {path.name: path.read_text() for path in pages.write_scoreboard(tmp_path)}
+    found = {path.name: path.read_text() for path in scoreboard.write(tmp_path)}
     assert set(found) == {"scoreboard-light.svg", "scoreboard-dark.svg", "scoreboard.md"}
     for name in STUDIES:
         arxiv, profile = papers.load_published(name)["paper"]["arxiv"], report.shown(name)
         headline = f"arXiv {arxiv}, profile {profile}"
-        assert headline in found["scoreboard.md"] and headline in pages.scoreboard().alt
+        assert headline in found["scoreboard.md"] and headline in scoreboard.figure().alt
     assert "profile compact, not the paper's scale" in found["scoreboard.md"]
     assert "A verdict of this profile is about its scale, not about the paper's." in found["scoreboard.md"]
     verdicts = report.verdicts(NAME, profile="compact")
-    assert {v.verdict for v in verdicts if v.id == "P2-C1" and v.data == "waterbirds"} <= set(pages.ORDER[:3])
+    assert {v.verdict for v in verdicts if v.id == "P2-C1" and v.data == "waterbirds"} <= set(scoreboard.ORDER[:3])
     assert all(f"| {v.id}: " in found["scoreboard.md"] for v in verdicts if v.verdict != "not yet")
 
 
@@ -249,20 +249,20 @@ def test_a_second_profile_shows_what_the_first_has_no_runs_on(monkeypatch):
     def verdicts(study, *, profile):
         said = {"paper": ("supported", "not yet"), "compact": ("contradicted", "supported")}[profile]
         return [
-            pages.Verdict(id="P1-C4", data=data, profile=profile, verdict=one, reason="")
+            claims.Verdict(id="P1-C4", data=data, profile=profile, verdict=one, reason="")
             for data, one in zip(("adult", "celeba"), said, strict=True)
         ]
 
-    monkeypatch.setattr(pages.studies, "STUDIES", ("zhang2024",))
+    monkeypatch.setattr(scoreboard.studies, "STUDIES", ("zhang2024",))
     monkeypatch.setattr(report, "verdicts", verdicts)
     monkeypatch.setattr(report, "profiles", lambda study: ["paper", "compact"])
-    found = [[(v.profile, v.data, v.verdict) for v in block] for block in pages._blocks(None)]
+    found = [[(v.profile, v.data, v.verdict) for v in block] for block in scoreboard._blocks(None)]
     assert found == [[("paper", "adult", "supported")], [("compact", "celeba", "supported")]]
-    assert len(pages._blocks("compact")) == 1 and len(pages._blocks("compact")[0]) == 2
+    assert len(scoreboard._blocks("compact")) == 1 and len(scoreboard._blocks("compact")[0]) == 2
 
 
 def test_every_number_leads_to_a_section_of_records(full, tmp_path):
-    page = next(path for path in pages.write_record_pages(tmp_path) if path.stem == NAME).read_text()
+    page = next(path for path in record_pages.write(tmp_path) if path.stem == NAME).read_text()
     anchors = re.findall(r"^\(run-(\w+)\)=$", page, re.M)
     assert len(anchors) == len(set(anchors)), "two labels of the same runs share a section"
     links = {key for link in pages.RecordsBehind(NAME, full).links for key in re.findall(r"#run-(\w+)", link)}
@@ -275,5 +275,5 @@ def test_every_number_leads_to_a_section_of_records(full, tmp_path):
 
 
 def test_record_pages_without_records(folders, tmp_path):
-    for path in pages.write_record_pages(tmp_path):
+    for path in record_pages.write(tmp_path):
         assert "No records yet: `fairtuning run " in path.read_text()

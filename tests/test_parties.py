@@ -7,6 +7,8 @@ import torch
 
 from fairtuning import backbones
 from fairtuning.collaboration import exchange, parties
+from fairtuning.collaboration.encoder import Encoder
+from fairtuning.collaboration.learner import Learner
 from fairtuning.collaboration.messages import Message, Refused, decode, encode
 from fairtuning.collaboration.parties import (
     METHODS,
@@ -15,9 +17,7 @@ from fairtuning.collaboration.parties import (
     Auditor,
     Central,
     Developer,
-    Encoder,
     Evaluator,
-    Learner,
     PartyError,
     Plan,
     auditor_view,

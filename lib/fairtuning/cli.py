@@ -194,9 +194,9 @@ def claims(
     names = [study] if study else list(studies.STUDIES)
     verdicts = [verdict for name in names for verdict in report.verdicts(name, profile=profile or report.shown(name))]
     if picture is not None:
-        from fairtuning import pages
+        from fairtuning import scoreboard
 
-        pages.write_scoreboard(picture.parent, profile=profile)
+        scoreboard.write(picture.parent, profile=profile)
     if as_json:
         _print_json([verdict.as_json() for verdict in verdicts])
         return

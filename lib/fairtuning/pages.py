@@ -1,21 +1,17 @@
-"""What the book shows: tables, figures for light and dark pages, the scoreboard, the pages of records."""
+"""What a page of the book shows: figures for light and dark pages, tables, verdicts, links to records."""
 
 import base64
 import html
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 from fairtuning import claims, papers, report, studies
 from fairtuning.analysis import Results
 from fairtuning.claims import Verdict
 from fairtuning.metrics import METRICS
-from fairtuning.runs import Record, Store
 from fairtuning.statistics import Effect, estimate
 
 TEXT = {"light": "#1f2328", "dark": "#e6edf3"}
@@ -25,6 +21,11 @@ COLOURS = {
     "dark": ["#56B4E9", "#E69F00", "#2FC796", "#E19BC4", "#F0E442", "#8CC8EA", "#BBBBBB"],
 }
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+#: Data sets as a page calls them.
+DATA = {
+    "adult": "Adult", "celeba": "CelebA", "lfw": "LFW+a", "waterbirds": "Waterbirds", "geode": "GeoDE",
+    "aircraft": "Aircraft", "utkface": "UTKFace",
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -435,7 +436,7 @@ def _matrix(names: Sequence[str], rows: Sequence[tuple[str, list[Effect]]], *, c
     )
 
 
-# --------------------------------------------------------------------------------------------------------- scoreboard
+# ----------------------------------------------------------------------------------------------------------- verdicts
 SIGNS = {"supported": "●", "contradicted": "✕", "unresolved": "?", "not yet": "…", "not testable here": "-"}
 
 
@@ -454,7 +455,7 @@ def claims_table(study: str, *, profile: str = "paper", verdicts: Sequence[Verdi
         ]
         for v in verdicts
     ]
-    caption = f"Profile {profile}. {_own_scale(profile)}Effect and interval are those of the claim's weakest part."
+    caption = f"Profile {profile}. {own_scale(profile)}Effect and interval are those of the claim's weakest part."
     header = ["claim, data", "what it says", "verdict", "effect", "95 % interval", "reason"]
     return Table(header, rows, caption=caption, prose=True)
 
@@ -489,230 +490,6 @@ def parts_table(verdicts: Sequence[Verdict]) -> Table:
     )
 
 
-def _own_scale(profile: str) -> str:
+def own_scale(profile: str) -> str:
+    """What has to be said of a verdict that is not of the paper's scale."""
     return "" if profile == "paper" else "A verdict of this profile is about its scale, not about the paper's. "
-
-
-DATA = {
-    "adult": "Adult", "celeba": "CelebA", "lfw": "LFW+a", "waterbirds": "Waterbirds", "geode": "GeoDE",
-    "aircraft": "Aircraft", "utkface": "UTKFace",
-}  # fmt: skip
-ORDER = ("supported", "contradicted", "unresolved", "not yet", "not testable here")
-
-
-def _blocks(profile: str | None) -> list[list[Verdict]]:
-    """The verdicts of every study by profile: of one, or of those that the book shows.
-
-    A second profile of a study shows its verdicts on data sets that the first has no runs on.
-    """
-    blocks = []
-    for study in studies.STUDIES:
-        first, *others = [profile] if profile else report.profiles(study)
-        found = {first: report.verdicts(study, profile=first)}
-        for other in others:
-            there = {v.data for v in found[first] if v.verdict in ORDER[:3]}
-            own = report.verdicts(study, profile=other)
-            new = {v.data for v in own if v.verdict in ORDER[:3]} - there
-            found[other] = [v for v in own if v.data in new]
-            found[first] = [v for v in found[first] if v.data not in new]
-        blocks += [verdicts for verdicts in found.values() if verdicts]
-    return blocks
-
-
-def _study(verdicts: Sequence[Verdict]) -> str:
-    paper = verdicts[0].id.partition("-")[0]
-    return next(study for study in studies.STUDIES if papers.load_published(study)["paper"]["id"] == paper)
-
-
-def _headline(verdicts: Sequence[Verdict]) -> str:
-    profile = verdicts[0].profile
-    reduced = "" if profile == "paper" else ", not the paper's scale"
-    return f"arXiv {papers.load_published(_study(verdicts))['paper']['arxiv']}, profile {profile}{reduced}"
-
-
-def _counts(verdicts: Sequence[Verdict]) -> str:
-    number = {verdict: sum(v.verdict == verdict for v in verdicts) for verdict in ORDER}
-    return ", ".join(f"{count} {verdict}" for verdict, count in number.items() if count)
-
-
-def _statements() -> dict[str, str]:
-    return {
-        claim.id: " ".join(claim.statement.split()) + (" (ours)" if claim.origin == "ours" else "")
-        for study in studies.STUDIES
-        for claim in claims.load(study)
-    }
-
-
-def scoreboard(*, profile: str | None = None) -> Figure:
-    """A block per paper and profile, one row per claim, one column per data set, the verdict as sign, word, colour."""
-    blocks, texts = _blocks(profile), _statements()
-    names = [list(dict.fromkeys(v.id for v in found)) for found in blocks]
-    heights = [len(rows) + 1.2 for rows in names]
-
-    def draw(figure: Any, colours: Sequence[str]) -> None:
-        colour = dict(zip(ORDER, (colours[0], colours[1], colours[4], colours[6], colours[6]), strict=True))
-        markers = {"supported": "o", "contradicted": "X", "unresolved": "$?$", "not yet": "$…$"}
-        panels = figure.subplots(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for axes, rows, found in zip(panels, names, blocks, strict=True):
-            data = list(dict.fromkeys(v.data for v in found))
-            axes.set(xlim=(-4.6, max(2.6, len(data) - 0.4)), ylim=(len(rows) - 0.4, -1.1))
-            axes.axis("off")
-            axes.text(-4.6, -0.8, _headline(found), va="center", weight="bold")
-            width = 88 if len(data) < 4 else 76  # letters of a line before the first column
-            for x, name in enumerate(data):
-                axes.text(x, -0.8, DATA.get(name, name), ha="center", va="center", weight="bold")
-            for y, name in enumerate(rows):
-                lines = wrap(f"{name[3:]}  {texts[name]}", width, max_lines=2, placeholder=" …")
-                axes.text(-4.6, y, "\n".join(lines), ha="left", va="center", fontsize=7.5)
-                axes.axhline(y + 0.5, lw=0.3, color=colours[6])
-            for v in found:
-                x, y = data.index(v.data), rows.index(v.id)
-                axes.plot(x - 0.36, y, marker=markers.get(v.verdict, "_"), color=colour[v.verdict], ms=6)
-                axes.text(x - 0.26, y, v.verdict, ha="left", va="center", color=colour[v.verdict], fontsize=8)
-
-    told = "; ".join(f"{_headline(found)}: {_counts(found)}" for found in blocks)
-    return Figure(draw, alt=f"Scoreboard of the claims. {told}.", size=(9.0, 0.4 * sum(heights)))
-
-
-def write_scoreboard(folder: Path, *, profile: str | None = None) -> list[Path]:
-    """``scoreboard-light.svg``, ``scoreboard-dark.svg`` and ``scoreboard.md`` (the same as tables) into ``folder``."""
-    figure = scoreboard(profile=profile)
-    paths = []
-    for theme in TEXT:
-        paths.append(folder / f"scoreboard-{theme}.svg")
-        paths[-1].write_bytes(figure.svg(theme))
-    lines, texts = [], _statements()
-    for verdicts in _blocks(profile):
-        rows = [
-            f"| {v.id}: {texts[v.id]} | {v.data} | {SIGNS[v.verdict]} {v.verdict} "
-            f"| {report.number(v.effect)} | {report.interval(v.interval)} |"
-            for v in verdicts
-            if v.verdict != "not yet"
-        ]
-        lines += [f"**{_headline(verdicts)}**", ""]
-        if rows:
-            lines += ["| claim | data | verdict | effect | 95 % interval |", "|---|---|---|---|---|", *rows, ""]
-        lines += [f"{_own_scale(verdicts[0].profile)}Verdicts not given yet: {len(verdicts) - len(rows)}.", ""]
-    paths.append(folder / "scoreboard.md")
-    paths[-1].write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
-    return paths
-
-
-# ------------------------------------------------------------------------------------------------------------ records
-LISTED = 300  # records behind no label (searches, unfinished labels) that a page still lists one by one
-
-
-def write_record_pages(folder: Path, *, profile: str | None = None) -> list[Path]:
-    """``records/<study>.md`` into ``folder``: every number of the book leads to a section there."""
-    paths = []
-    for study in studies.STUDIES:
-        path = folder / "records" / f"{study}.md"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_record_page(study, [profile] if profile else report.profiles(study)), encoding="utf-8")
-        paths.append(path)
-    return paths
-
-
-def _record_page(study: str, profiles: Sequence[str]) -> str:
-    lines = [
-        f"# Records of arXiv {papers.load_published(study)['paper']['arxiv']}",
-        "",
-        "A record's key is a hash of its configuration, of the data and of the version of its method.",
-        "",
-    ]
-    for profile in profiles:
-        lines += _records_of(study, profile)
-    return "\n".join(lines) + "\n"
-
-
-def _records_of(study: str, profile: str) -> list[str]:
-    module, store = studies.study(study), Store.of(study, profile)
-    if not store.records:
-        return [f"No records yet: `fairtuning run {study} --profile {profile}`."]
-    runs = report.every(study, profile)
-    behind = {record["key"] for records in runs.values() for record in records}
-    lines = [
-        f"## Profile {profile}",
-        "",
-        f"{len(store.records)} records in `results/{store.path.name}`; {len(behind)} stand behind numbers of "
-        "this book, in the sections below; the others are searches that chose settings on the validation data, and "
-        "runs whose other seeds are not there.",
-        "",
-        *_environments(store),
-    ]
-    by_first: dict[str, list[str]] = {}
-    for label, records in runs.items():  # two labels can name the same runs: two rules that select the same lambda
-        by_first.setdefault(records[0]["key"], []).append(label)
-    for labels in by_first.values():
-        lines += _record_section(study, module, profile, labels, max((runs[label] for label in labels), key=len))
-    others = [record for key, record in store.records.items() if key not in behind]
-    if 0 < len(others) <= LISTED:
-        lines += _other_records(others)
-    return lines
-
-
-def _other_records(records: Sequence[Record]) -> list[str]:
-    """Searches and unfinished labels, one line each; what all of them share is not repeated."""
-    names = dict.fromkeys(name for record in records for name in record["configuration"])
-    differ = [
-        name
-        for name in names
-        if name != "order_seed" and len({str(record["configuration"].get(name)) for record in records}) > 1
-    ]
-    worst = all("worst" in record for record in records)
-    head = ["key", *differ, "validation accuracy, %", *(["worst group, %"] if worst else []), "seconds"]
-    lines = [
-        "### Searches and unfinished labels",
-        "",
-        "Settings are selected by validation accuracy (and that of the worst group, label by attribute). A dash: the "
-        "record was made before there was such a setting.",
-        "",
-        "| " + " | ".join(name.replace("_", " ") for name in head) + " |",
-        "|" + "---|" * len(head),
-    ]
-    for record in records:
-        settings = [str(record["configuration"].get(name, "-")) for name in differ]
-        scores = [f"{100 * record['accuracy']['validation']:.2f}"]
-        scores += [f"{100 * record['worst']['validation']:.2f}"] if worst else []
-        lines.append("| " + " | ".join([f"`{record['key']}`", *settings, *scores, f"{record['seconds']:.0f}"]) + " |")
-    return [*lines, ""]
-
-
-def _environments(store: Store) -> list[str]:
-    lines = [
-        "### Where they were made",
-        "",
-        "| environment | processor | Python | packages | commit |",
-        "|---|---|---|---|---|",
-    ]
-    for key, entry in store.environments.items():
-        packages = ", ".join(f"{name} {version}" for name, version in entry["packages"].items())
-        lines.append(f"| `{key}` | {entry['processor']} | {entry['python']} | {packages} | `{entry['commit'][:12]}` |")
-    return [*lines, ""]
-
-
-def _record_section(
-    study: str, module: Any, profile: str, labels: Sequence[str], records: Sequence[Record]
-) -> list[str]:
-    first = records[0]
-    item = next(slug for slug, found in module.LABELS.items() if labels[0] in found)
-    fields = {name: value for name, value in first["configuration"].items() if name not in ("seed", "order_seed")}
-    command = f"fairtuning verify {study} --profile {profile} --key {first['key']}"
-    return [
-        f"(run-{first['key']})=",
-        f"### {', '.join(f'`{label}`' for label in labels)}",
-        "",
-        f"- needed by: {item}; computed by `fairtuning run {study} --profile {profile} --only {item}`",
-        f"- seeds: {', '.join(str(record['configuration']['seed']) for record in records)}; "
-        f"environment: {', '.join(f'`{key}`' for key in sorted({record['environment'] for record in records}))}; "
-        f"{sum(record['seconds'] for record in records):.1f} seconds in all",
-        f"- data: {first['data']['name']}, edition {first['data']['edition']}, digest `{first['data']['digest'][:16]}`",
-        f"- make one again and compare: `{command}`",
-        "",
-        "```{dropdown} Configuration and keys",
-        f"`{json.dumps(fields)}`",
-        "",
-        ", ".join(f"`{record['key']}`" for record in records),
-        "```",
-        "",
-    ]

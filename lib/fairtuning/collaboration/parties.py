@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from fairtuning import FairtuningError, adapters, backbones, prefix
+from fairtuning import FairtuningError
 from fairtuning.collaboration import leakage
-from fairtuning.collaboration.messages import Message, decode, encode, shapes_of
+from fairtuning.collaboration.encoder import Encoder
+from fairtuning.collaboration.learner import Learner
+from fairtuning.collaboration.messages import Message, decode, encode
 from fairtuning.collaboration.transcript import Transcript
 from fairtuning.datasets import GroupedData
 from fairtuning.losses import (
@@ -30,7 +31,6 @@ from fairtuning.losses import (
 )
 from fairtuning.metrics import METRICS, group_counts
 from fairtuning.networks import Parameters, head, mlp_parameters
-from fairtuning.training import data_order, optimiser, rate_factor
 
 #: The auditor sends a sensitive adapter once, then the developer trains.
 ONCE = ("unl", "unl-ascent", "orth", "orth-cosine", "orth-weight")
@@ -44,7 +44,6 @@ METHODS = ("erm", *ONCE, *RAISED, "adv-central")
 IMAGES = ("same", "disjoint")
 SENSITIVE = ("trained", "shuffled", "random")
 GAPS = ("demographic_parity_difference", "false_positive_rate_difference")  # that the paper names
-EVALUATED = 256  # images at a time
 HEAD_RATE = 0.01  # of AdamW, where the auditor refits its head alone
 
 
@@ -129,168 +128,6 @@ def turns(plan: Plan) -> list[str]:
     if plan.method in ONCE:
         return ["auditor", "developer"]
     return ["developer", *["auditor", "developer"] * (plan.rounds - 1)]
-
-
-# ----------------------------------------------------------------------------------------------------------- features
-class Encoder:
-    """Features ``phi(x; adapter)`` of images as a function of the adapter: the frozen backbone that all parties have.
-
-    ``blocks`` adapts the last so many blocks only; what comes before them is computed once for all images. The model
-    stays in evaluation mode. An adapter is a dictionary of tensors with peft's names.
-    """
-
-    def __init__(
-        self,
-        backbone: backbones.Backbone,
-        pixels: Tensor,
-        *,
-        rank: int,
-        alpha: float = 16.0,
-        layers: str = "qkv",
-        blocks: int | None = None,
-        precision: str = "float32",
-        device: str = "cpu",
-    ):
-        self.backbone, self.pixels, self.scale = backbone, pixels, alpha / rank
-        self.width = backbone.model.num_features
-        self.frozen = len(backbone.model.blocks) - blocks if blocks is not None else 0
-        model = adapters.add(backbone.model, rank=rank, alpha=alpha, layers=layers, last=blocks)
-        self.module = _Last(model, self.frozen).to(device).eval().requires_grad_(False)
-        self.device, self.precision = torch.device(device), getattr(torch, precision)
-        self._names = {
-            name.replace(".default.", ".").removeprefix("model."): name
-            for name, _ in self.module.named_parameters()
-            if "lora_" in name
-        }
-        self.shapes = shapes_of(self.adapter(0))  # what a message holds
-        self._tokens = self._first() if blocks is not None else None
-
-    def adapter(self, seed: int) -> Parameters:
-        """A new adapter as peft draws it: B = 0, so that it changes nothing yet."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for module in self.module.modules():
-                if hasattr(module, "lora_A"):
-                    module.reset_lora_parameters("default", init_lora_weights=True)
-        values = dict(self.module.named_parameters())
-        return {short: values[name].detach().clone() for short, name in self._names.items()}
-
-    def factors(self, adapter: Parameters) -> list[tuple[Tensor, Tensor]]:
-        """(B, A) of each layer."""
-        return [(adapter[name.replace("lora_A", "lora_B")], adapter[name]) for name in self._names if "lora_A" in name]
-
-    def merged(self, adapter: Parameters, factor: float) -> Parameters:
-        """The frozen weights ``W_0 + factor (alpha / rank) B A`` of the adapted layers, for ``features(base=...)``."""
-        frozen, base = dict(self.module.named_parameters()), {}
-        layers = [name.removesuffix("lora_A.default.weight") for name in self._names.values() if "lora_A" in name]
-        for layer, (b, a) in zip(layers, self.factors(adapter), strict=True):
-            name = f"{layer}base_layer.weight"
-            base[name] = frozen[name] + factor * self.scale * (b @ a)
-        return base
-
-    def features(self, adapter: Parameters, rows: Tensor, *, base: Parameters | None = None) -> Tensor:
-        """``[n, p]`` float32 of the images ``rows [n]``; other entries of ``adapter`` are passed over."""
-        tokens = self._tokens[rows].to(self.device) if self._tokens is not None else self._embed(rows)
-        values = (base or {}) | {name: adapter[short] for short, name in self._names.items()}
-        with self._autocast():
-            return functional_call(self.module, values, (tokens,)).float()
-
-    @torch.no_grad()
-    def all_features(self, adapter: Parameters, rows: Tensor, *, base: Parameters | None = None) -> Tensor:
-        """The same of many images, without gradient."""
-        return torch.cat([self.features(adapter, part, base=base) for part in rows.split(EVALUATED)])
-
-    def _embed(self, rows: Tensor) -> Tensor:
-        inputs = self.backbone.prepare(self.pixels[rows].to(self.device))
-        with torch.no_grad(), self._autocast():
-            return prefix.first_blocks(self.module.model, inputs, blocks=self.frozen)
-
-    def _first(self) -> Tensor:
-        parts = torch.arange(len(self.pixels)).split(EVALUATED)
-        return torch.cat([self._embed(part).to(self.precision).cpu() for part in parts])
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
-
-
-class _Last(nn.Module):
-    """The blocks that have adapters, and what comes after them."""
-
-    def __init__(self, model: nn.Module, frozen: int):
-        super().__init__()
-        self.model, self.frozen = model, frozen
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return prefix.last_blocks(self.model, tokens, blocks=self.frozen)
-
-
-# ----------------------------------------------------------------------------------------------------------- training
-class Learner:
-    """AdamW on a dictionary of tensors, as many steps at a time as a turn has; ``training.train`` in pieces.
-
-    ``steps`` is what the rate's schedule counts on. What it has come to can be saved between turns.
-    """
-
-    def __init__(
-        self,
-        parameters: Parameters,
-        *,
-        n: int,
-        steps: int,
-        order_seed: int,
-        batch_size: int,
-        learning_rate: float,
-        schedule: str = "constant",
-        weight_decay: float = 0.0,
-    ):
-        self.parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
-        self.learning_rate, self.schedule, self.batch_size = learning_rate, schedule, batch_size
-        self.epoch_steps, self.steps, self.step = math.ceil(n / batch_size), steps, 0
-        self._optimiser = optimiser("adamw", self.parameters, learning_rate=learning_rate, weight_decay=weight_decay)
-        self._orders = [order[0] for order in data_order(n, [order_seed], math.ceil(steps / self.epoch_steps))]
-
-    def advance(
-        self,
-        steps: int,
-        objective: Callable[[Parameters, Tensor], Tensor],
-        *,
-        after_epoch: Callable[[], None] = lambda: None,
-    ) -> None:
-        """``objective(parameters, index [m])`` is a number; ``after_epoch`` is called wherever an epoch ends."""
-        for _ in range(steps):
-            epoch, number = divmod(self.step, self.epoch_steps)
-            index = self._orders[epoch][number * self.batch_size : (number + 1) * self.batch_size]
-            factor = rate_factor(self.schedule, self.step, self.steps)
-            self._optimiser.param_groups[0]["lr"] = self.learning_rate * factor
-            self._optimiser.zero_grad()
-            objective(self.parameters, index).backward()
-            self._optimiser.step()
-            self.step += 1
-            if self.step % self.epoch_steps == 0:
-                after_epoch()
-
-    @torch.no_grad()
-    def set(self, values: Parameters) -> None:
-        """New values for some parameters; the optimiser's state stays."""
-        for name, value in values.items():
-            self.parameters[name].copy_(value)
-
-    def state(self) -> Parameters:
-        """Everything but the data, as tensors by name."""
-        found = {"step": torch.tensor(self.step)}
-        for name, value in self.parameters.items():
-            found[f"value/{name}"] = value.detach().clone()
-            for kind, moment in self._optimiser.state[value].items():
-                found[f"{kind}/{name}"] = moment.clone()
-        return found
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.step = int(state["step"])
-        self.set({name: state[f"value/{name}"] for name in self.parameters})
-        for kind_and_name, moment in state.items():
-            kind, _, name = kind_and_name.partition("/")
-            if name in self.parameters and kind != "value":
-                self._optimiser.state[self.parameters[name]][kind] = moment.clone()
 
 
 # ------------------------------------------------------------------------------------------------------------ parties

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fairtuning import backbones, datasets
 from fairtuning.collaboration import exchange, leakage
+from fairtuning.collaboration.encoder import Encoder
 from fairtuning.collaboration.parties import (
     ONCE,
     Auditor,
     Developer,
-    Encoder,
     Evaluator,
     Plan,
     auditor_view,

@@ -1,0 +1,110 @@
+"""The scoreboard: every claim of every paper with its verdicts, as a picture and as tables."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from fairtuning import claims, papers, report, studies
+from fairtuning.claims import Verdict
+from fairtuning.pages import DATA, SIGNS, TEXT, Figure, own_scale
+
+ORDER = ("supported", "contradicted", "unresolved", "not yet", "not testable here")
+
+
+def _blocks(profile: str | None) -> list[list[Verdict]]:
+    """The verdicts of every study by profile: of one, or of those that the book shows.
+
+    A second profile of a study shows its verdicts on data sets that the first has no runs on.
+    """
+    blocks = []
+    for study in studies.STUDIES:
+        first, *others = [profile] if profile else report.profiles(study)
+        found = {first: report.verdicts(study, profile=first)}
+        for other in others:
+            there = {v.data for v in found[first] if v.verdict in ORDER[:3]}
+            own = report.verdicts(study, profile=other)
+            new = {v.data for v in own if v.verdict in ORDER[:3]} - there
+            found[other] = [v for v in own if v.data in new]
+            found[first] = [v for v in found[first] if v.data not in new]
+        blocks += [verdicts for verdicts in found.values() if verdicts]
+    return blocks
+
+
+def _study(verdicts: Sequence[Verdict]) -> str:
+    paper = verdicts[0].id.partition("-")[0]
+    return next(study for study in studies.STUDIES if papers.load_published(study)["paper"]["id"] == paper)
+
+
+def _headline(verdicts: Sequence[Verdict]) -> str:
+    profile = verdicts[0].profile
+    reduced = "" if profile == "paper" else ", not the paper's scale"
+    return f"arXiv {papers.load_published(_study(verdicts))['paper']['arxiv']}, profile {profile}{reduced}"
+
+
+def _counts(verdicts: Sequence[Verdict]) -> str:
+    number = {verdict: sum(v.verdict == verdict for v in verdicts) for verdict in ORDER}
+    return ", ".join(f"{count} {verdict}" for verdict, count in number.items() if count)
+
+
+def _statements() -> dict[str, str]:
+    return {
+        claim.id: " ".join(claim.statement.split()) + (" (ours)" if claim.origin == "ours" else "")
+        for study in studies.STUDIES
+        for claim in claims.load(study)
+    }
+
+
+def figure(*, profile: str | None = None) -> Figure:
+    """A block per paper and profile, one row per claim, one column per data set, the verdict as sign, word, colour."""
+    blocks, texts = _blocks(profile), _statements()
+    names = [list(dict.fromkeys(v.id for v in found)) for found in blocks]
+    heights = [len(rows) + 1.2 for rows in names]
+
+    def draw(sheet: Any, colours: Sequence[str]) -> None:
+        colour = dict(zip(ORDER, (colours[0], colours[1], colours[4], colours[6], colours[6]), strict=True))
+        markers = {"supported": "o", "contradicted": "X", "unresolved": "$?$", "not yet": "$…$"}
+        panels = sheet.subplots(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for axes, rows, found in zip(panels, names, blocks, strict=True):
+            data = list(dict.fromkeys(v.data for v in found))
+            axes.set(xlim=(-4.6, max(2.6, len(data) - 0.4)), ylim=(len(rows) - 0.4, -1.1))
+            axes.axis("off")
+            axes.text(-4.6, -0.8, _headline(found), va="center", weight="bold")
+            width = 88 if len(data) < 4 else 76  # letters of a line before the first column
+            for x, name in enumerate(data):
+                axes.text(x, -0.8, DATA.get(name, name), ha="center", va="center", weight="bold")
+            for y, name in enumerate(rows):
+                lines = wrap(f"{name[3:]}  {texts[name]}", width, max_lines=2, placeholder=" …")
+                axes.text(-4.6, y, "\n".join(lines), ha="left", va="center", fontsize=7.5)
+                axes.axhline(y + 0.5, lw=0.3, color=colours[6])
+            for v in found:
+                x, y = data.index(v.data), rows.index(v.id)
+                axes.plot(x - 0.36, y, marker=markers.get(v.verdict, "_"), color=colour[v.verdict], ms=6)
+                axes.text(x - 0.26, y, v.verdict, ha="left", va="center", color=colour[v.verdict], fontsize=8)
+
+    told = "; ".join(f"{_headline(found)}: {_counts(found)}" for found in blocks)
+    return Figure(draw, alt=f"Scoreboard of the claims. {told}.", size=(9.0, 0.4 * sum(heights)))
+
+
+def write(folder: Path, *, profile: str | None = None) -> list[Path]:
+    """``scoreboard-light.svg``, ``scoreboard-dark.svg`` and ``scoreboard.md`` (the same as tables) into ``folder``."""
+    picture = figure(profile=profile)
+    paths = []
+    for theme in TEXT:
+        paths.append(folder / f"scoreboard-{theme}.svg")
+        paths[-1].write_bytes(picture.svg(theme))
+    lines, texts = [], _statements()
+    for verdicts in _blocks(profile):
+        rows = [
+            f"| {v.id}: {texts[v.id]} | {v.data} | {SIGNS[v.verdict]} {v.verdict} "
+            f"| {report.number(v.effect)} | {report.interval(v.interval)} |"
+            for v in verdicts
+            if v.verdict != "not yet"
+        ]
+        lines += [f"**{_headline(verdicts)}**", ""]
+        if rows:
+            lines += ["| claim | data | verdict | effect | 95 % interval |", "|---|---|---|---|---|", *rows, ""]
+        lines += [f"{own_scale(verdicts[0].profile)}Verdicts not given yet: {len(verdicts) - len(rows)}.", ""]
+    paths.append(folder / "scoreboard.md")
+    paths[-1].write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+    return paths
