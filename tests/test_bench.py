@@ -92,7 +92,7 @@ def test_selection_is_of_erms_rate_by_r1_then_of_the_strength_by_the_rule():
 def test_runs_without_records_are_planned_and_the_test_rows_are_read_once():
     profile = PROFILES["classroom"]
     search, strengths, final = planned(profile, labels_of("census"), 5, lambda run: None)
-    assert len(search) == 4 * 3 and len(strengths) == 8 * 4 * 3
+    assert len(search) == 4 * 3 and len(strengths) == 9 * 4 * 3
     assert {run.evaluate for run in (*search, *strengths)} == {"validation"}
     assert {run.evaluate for run in final} == {"test"} and len(set(final)) == len(final)
     for unit in units([*search, *strengths, *final]):

@@ -13,7 +13,7 @@ from fairtuning.datasets import GroupedData, own
 from fairtuning.runs import Store
 from fairtuning.statistics import Estimate, estimate
 from fairtuning.studies import bench
-from fairtuning.studies.bench.configuration import FEWEST_FOR_DFR, METHODS
+from fairtuning.studies.bench.configuration import FEWEST_FOR_DFR, METHODS, OF_TABLES
 from fairtuning.studies.bench.tables import ADAPTERS, SHOWN, row_of, rows
 
 TITLES = {
@@ -227,7 +227,7 @@ def own_page(source: Path, output: Path, *, seeds: int = 10, executor: str = "in
     cells = data.label * len(data.group_names) + data.group
     sizes = {part: cells[data.part(part)].bincount(minlength=int(cells.max()) + 1).tolist() for part in PARTS}
     warnings = list(data.notes)
-    without = []
+    without = [] if data.feature_names else [*OF_TABLES]
     if find_spec("fairlearn") is None:
         without += ["threshold DP", "threshold EO"]
         warnings.append("thresholds per group are left out: they need fairlearn, pip install fairlearn")
@@ -258,14 +258,15 @@ def _page(
     positive = html.escape(data.label_names[1])
     first = found.records(row_of("ERM", "R1"))[0]
     made = store.environments[first["environment"]]
-    inputs = f"{len(data.feature_names)} input columns" if data.feature_names else "features of a frozen ViT-Tiny/16"
+    table = bool(data.feature_names)
+    inputs = f"{len(data.feature_names)} input columns" if table else "features of a frozen ViT-Tiny/16"
     frontier = bench.frontier(store, study.PROFILES["own"], "own")
     parts: list[Any] = [
         f"<h1>Fair fine-tuning, compared on {html.escape(name)}</h1>",
         f"<p>{len(data.label):,} rows, {inputs}, label 1 is <b>{positive}</b>, groups: "
-        f"{html.escape(', '.join(data.group_names))}. One linear head per method, trained on the same inputs; the "
-        "group is never an input. No method makes a model fair: the tables say which gap moved, by how much, "
-        "and what accuracy it cost.</p>",
+        f"{html.escape(', '.join(data.group_names))}. One linear head per method{' (MLP: a small network)' * table}, "
+        "trained on the same inputs; the group is never an input. No method makes a model fair: the tables say which "
+        "gap moved, by how much, and what accuracy it cost.</p>",
         "<h2>Notes and warnings</h2>" + _list(warnings) if warnings else "",
         "<h2>Rows by label and group</h2>",
         cells_table(name, found, sizes=sizes),

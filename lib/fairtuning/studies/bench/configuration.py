@@ -1,7 +1,8 @@
 """Which methods are compared, what each is told, and which runs the tables need.
 
 Every method trains one linear head on the same frozen inputs: one-hot and standardised columns of a table, or the
-features of a backbone. Only what the loss, the sampling or the step after training does with the groups differs.
+features of a backbone. Only what the loss, the sampling or the step after training does with the groups differs. The
+one exception is a whole network on a table, which shows what a head leaves to be had.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -59,9 +60,10 @@ LAMBDAS = (0.1, 1.0, 10.0, 100.0)  # of the paper's five; its smallest changes n
 INTENSITIES = (0.1, 0.5, 0.7, 0.9)
 TRAINING = ("training",)
 
-#: Four settings each where there is one to choose. All but the first two and reweighting train at ERM's rate.
+#: Four settings each where there is one to choose. All but the first three and reweighting train at ERM's rate.
 METHODS: dict[str, Method] = {
     "ERM": Method("cross-entropy alone", (), "learning rate", RATES),
+    "MLP": Method("cross-entropy alone, a hidden layer of 64 trained with the head", (), "learning rate", RATES),
     "P1": Method("head split by a weighted SVD, groups' Fisher neutralised", TRAINING, "learning rate", RATES),
     "variance by class": Method("variance penalty on the head, groups by class", (), "lambda", LAMBDAS),
     "variance by attribute": Method("variance penalty on the head, by attribute", TRAINING, "lambda", LAMBDAS),
@@ -78,6 +80,10 @@ METHODS: dict[str, Method] = {
 UNTUNED = tuple(name for name, method in METHODS.items() if not method.strengths)
 #: Whose strengths may stand in one stack, being numbers in a loss rather than in the optimiser.
 STACKED = ("variance by class", "variance by attribute", "variance by cell", "DP", "EO", "group DRO")
+
+#: On tables alone: their frozen inputs are the columns themselves.
+OF_TABLES = ("MLP",)
+HIDDEN = 64
 
 SEARCH_SEEDS = 3
 FEWEST_FOR_DFR = 20  # validation rows of each label in each group: half of them choose the penalty, half fit
@@ -136,7 +142,11 @@ def resolve(label: str) -> Named:
 
 
 def labels_of(data: str, *, without: Sequence[str] = ()) -> list[str]:
-    """The rows of one data set: every method by both rules, and the strongest parity penalties."""
+    """The rows of one data set: every method by both rules, and the strongest parity penalties.
+
+    >>> labels_of("lfw", without=OF_TABLES)[:3]
+    ['lfw/ERM/R1', 'lfw/ERM/R2', 'lfw/P1/R1']
+    """
     found = [
         f"{data}/{name}" + (f"/{rule}" if rule else "")
         for name, method in METHODS.items()
@@ -147,7 +157,11 @@ def labels_of(data: str, *, without: Sequence[str] = ()) -> list[str]:
 
 
 #: Which runs each column needs; a column is a data set.
-LABELS: dict[str, list[str]] = {data: labels_of(data) for profile in PROFILES.values() for data in profile["data"]}
+LABELS: dict[str, list[str]] = {
+    data: labels_of(data, without=OF_TABLES if "backbone" in settings else ())
+    for profile in PROFILES.values()
+    for data, settings in profile["data"].items()
+}
 
 
 # --------------------------------------------------------------------------------------------- search and selection
@@ -199,7 +213,7 @@ def selected(label: str, profile: dict[str, Any], lookup: Lookup) -> tuple[Run, 
 
 def _candidates(run: Run, method: str) -> list[Run]:
     run = replace(run, method=method)
-    if method in ("ERM", "reweighting"):
+    if method in ("ERM", "MLP", "reweighting"):
         return [replace(run, learning_rate=rate) for rate in METHODS[method].strengths]
     return [replace(run, strength=strength) for strength in METHODS[method].strengths] or [run]
 

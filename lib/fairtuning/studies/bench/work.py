@@ -23,10 +23,10 @@ from fairtuning.losses import (
     variance_penalised_loss,
 )
 from fairtuning.metrics import group_counts
-from fairtuning.networks import Parameters, count, head, mlp_parameters, stack
+from fairtuning.networks import Parameters, count, head, mlp, mlp_parameters, stack
 from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, environment
-from fairtuning.studies.bench.configuration import METHODS, Run, place, task_of
+from fairtuning.studies.bench.configuration import HIDDEN, METHODS, Run, place, task_of
 from fairtuning.training import train
 
 CRITERIA = {"DP": "demographic_parity", "EO": "equalized_odds"}
@@ -121,7 +121,7 @@ def _heads(unit: Sequence[Run], data: GroupedData) -> tuple[dict[str, Tensor], l
         heads, histories = _train(unit, data)
     with torch.no_grad():
         scores = {
-            split: torch.stack([head(parameters, data.inputs[data.part(split)]) for parameters in heads])
+            split: torch.stack([mlp(parameters, data.inputs[data.part(split)]) for parameters in heads])
             for split in splits
         }
     if first.method.startswith("threshold"):
@@ -132,8 +132,9 @@ def _heads(unit: Sequence[Run], data: GroupedData) -> tuple[dict[str, Tensor], l
 
 
 def _train(unit: Sequence[Run], data: GroupedData) -> tuple[list[Parameters], list[list[float]]]:
-    first, classes = unit[0], len(data.label_names)
-    start = stack([mlp_parameters((data.inputs.shape[1], classes), seed=run.seed) for run in unit])
+    first = unit[0]
+    sizes = (data.inputs.shape[1], *([HIDDEN] if first.method == "MLP" else []), len(data.label_names))
+    start = stack([mlp_parameters(sizes, seed=run.seed) for run in unit])
     parameters, history = _descend(unit, data, start, rate=first.learning_rate)
     if first.method == "P1":  # ERM's head first, split, then trained as long again
         parameters, more = _descend(unit, data, _factored(parameters, data), rate=first.strength)
@@ -158,7 +159,7 @@ def _descend(
 
     parameters = train(
         start,
-        head,
+        mlp,
         objective,
         batch=batch,
         n=len(rows),
@@ -168,7 +169,7 @@ def _descend(
         epochs=first.epochs,
         batch_size=first.batch_size,
         after_epoch=lambda now: history.append(
-            (head(now, data.inputs[held]).argmax(-1) == data.label[held]).double().mean(-1)
+            (mlp(now, data.inputs[held]).argmax(-1) == data.label[held]).double().mean(-1)
         ),
     )
     return parameters, history
