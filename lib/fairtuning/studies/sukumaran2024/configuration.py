@@ -277,19 +277,23 @@ def best(
         records = [lookup(seeded(candidate, seed)) for seed in range(seeds)]
         if any(record is None for record in records):
             return None
-        found = [(record["history"], record["curve"]["worst"], _epoch(record, keep)) for record in records]
-        accuracy.append(sum(history[epoch] for history, _, epoch in found) / seeds)
-        worst.append(sum(curve[epoch] for _, curve, epoch in found) / seeds)
+        found = [judged(record, keep) for record in records]
+        accuracy.append(sum(one["accuracy"] for one in found) / seeds)
+        worst.append(sum(one["worst"] for one in found) / seeds)
     if rule == "R1":
         return candidates[accuracy.index(max(accuracy))]
     near = [index for index, value in enumerate(accuracy) if value >= max(accuracy) - margin - 1e-9]
     return candidates[max(near, key=lambda index: (worst[index], -index))]
 
 
-def _epoch(record: Record, keep: str) -> int:
-    """The epoch, counted from 0, whose parameters ``keep`` keeps."""
+def judged(record: Record, keep: str) -> dict[str, float]:
+    """Validation accuracy and worst group at the epoch whose parameters ``keep`` keeps: what a rule looks at.
+
+    The record of a search has its own numbers of its best epoch, whatever the selected runs keep.
+    """
     history = record["history"]
-    return len(history) - 1 if keep == "last" else history.index(max(history))
+    epoch = len(history) - 1 if keep == "last" else history.index(max(history))
+    return {"accuracy": history[epoch], "worst": record["curve"]["worst"][epoch]}
 
 
 def task_of(run: Run) -> str:
