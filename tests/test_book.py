@@ -1,5 +1,6 @@
 """The book's sources: guards on notebooks and prose, and the checker of the built site on planted faults."""
 
+import ast
 import json
 import re
 import subprocess
@@ -91,6 +92,19 @@ def test_pages_and_table_of_contents_agree():
     listed = [f"{name}.md" for name in toc_files(ROOT / "book/_toc.yml") if name.startswith("book/")]
     generated = {f"book/records/{study}.md" for study in STUDIES} | {"book/scoreboard.md"}
     assert set(listed) - generated == {str(p.relative_to(ROOT)) for p in PAGES} - generated
+
+
+def test_code_shown_in_prose_is_where_the_page_says():
+    """A class once moved to another module, and its page showed so only when the whole book was rendered."""
+    sources = [path.read_text(encoding="utf-8") for path in PAGES]
+    sources += ["".join(cell["source"]) for path in NOTEBOOKS for cell in cells(path, "markdown")]
+    shown = [one for text in sources for one in re.findall(r"\{literalinclude\} /(\S+)\n:pyobject: (\S+)", text)]
+    assert shown
+    for file, name in shown:
+        found = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        for part in name.split("."):
+            found = next((node for node in found.body if getattr(node, "name", None) == part), None)
+            assert found is not None, f"{file} has no {name}"
 
 
 def test_every_module_is_on_the_page_of_the_library():
