@@ -298,6 +298,7 @@ def transcript_make(
     for party, head in heads.items():
         print(f"{folder / party}.jsonl: head {head}, {'as recorded' if head == recorded[party] else 'not as recorded'}")
     if heads != recorded:
+        print("another processor or torch may round otherwise, and so may another edition of the backbone's weights")
         raise typer.Exit(1)
 
 

@@ -472,7 +472,7 @@ def parts_table(verdicts: Sequence[Verdict]) -> Table:
             low, high = part["interval"]
             rows.append(
                 [
-                    verdict.id,
+                    f"{verdict.id}, {verdict.data}",
                     part["says"],
                     part.get("test", "shown only"),
                     f"{part['m']:g}" if "m" in part else "-",
@@ -482,7 +482,7 @@ def parts_table(verdicts: Sequence[Verdict]) -> Table:
                 ]
             )
     return Table(
-        ["claim", "part", "test", "m", "effect", "95 % interval", "p support", "p contradiction"],
+        ["claim, data", "part", "test", "m", "effect", "95 % interval", "p support", "p contradiction"],
         rows,
         caption="p values before Holm's correction. greater: effect above 0, may reach m; not_worse: harm below m; "
         "equivalent: within ± m; exact: a number without sampling error; shown only: another reading, not tested.",

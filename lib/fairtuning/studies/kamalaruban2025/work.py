@@ -159,7 +159,7 @@ def exchanged(run: Run, *, folder: Path | None = None) -> tuple[dict[str, Develo
 
 def _record(run: Run, data: datasets.GroupedData) -> Record:
     frozen = encoder(run)
-    shared = sensitive(run) if run.method in ONCE else None
+    shared = sensitive(run) if run.method in ONCE else None  # kept from here on: its seconds are told apart
     before = time.perf_counter()
     try:
         found, heads = exchanged(run)
