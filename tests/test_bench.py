@@ -208,7 +208,7 @@ def test_rows_differences_frontier_and_tables(store):
     points = bench.frontier(store, PROFILES["classroom"], "census")
     assert {method: len(settings) for method, settings in points.items()} == {"ERM": 4, "DP": 4, "group DRO": 4}
     table = bench_page.methods_table("census", found)._repr_html_()
-    assert "intensity 0.9, given" in table and "largest group loss" in table
+    assert "intensity<br>0.9, given" in table and "largest group loss" in table
     assert "★" in bench_page.differences_table("census", found)._repr_html_() or all(d.p >= 0.05 for d in differences)
     assert "<img" in bench_page.frontier_figure("census", points)._repr_html_()
 

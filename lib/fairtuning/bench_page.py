@@ -18,7 +18,7 @@ from fairtuning.studies.bench.tables import ADAPTERS, SHOWN, row_of, rows
 
 TITLES = {
     "accuracy": "accuracy",
-    "worst_cell_accuracy": "worst group (label and group)",
+    "worst_cell_accuracy": "worst group",
     "demographic_parity_difference": "demographic parity difference",
     "equalized_odds_difference_max": "equalized odds difference (max)",
 }
@@ -46,29 +46,29 @@ def _setting(found: Results, row: str) -> str:
     if not method.strengths:
         return "-"
     given = ", given" if "=" in row else ""
-    return f"{method.strength} {configuration['strength'] or configuration['learning_rate']:g}{given}"
+    return f"{method.strength}<br>{configuration['strength'] or configuration['learning_rate']:g}{given}"
 
 
 def methods_table(
     data: str, found: Results, *, rule: str = "R2", beside: Mapping[str, Results] | None = None, linked: bool = False
 ) -> pages.Table:
-    """One row per method: what it is told, its setting, each metric with its interval, seconds, parameters.
+    """One row per method: what it is told, each metric with its interval, its setting, seconds, parameters.
 
     ``beside``: adapters on the same test images (``bench.adapters``), shown below. ``linked``: names lead to
-    ``records_table``.
+    ``records_table``; else what a method does stands below its name.
     """
     shown = []
     for row in rows(found, rule):
         records = found.records(row)
         name = html.escape(row.split("/")[0])
-        if linked:
-            name = f'<a href="#run-{records[0]["key"]}">{name}</a>'
         shown.append(
             [
-                f"{name}<br><small>{html.escape(METHODS[_method(row)].title)}</small>",
-                told(row),
-                _setting(found, row),
+                f'<a href="#run-{records[0]["key"]}">{name}</a>'
+                if linked
+                else f"{name}<br><small>{html.escape(METHODS[_method(row)].title)}</small>",
+                told(row).replace(", ", ",<br>"),
                 *(_interval(estimate(found.effect(row, metric))) for metric in SHOWN),
+                _setting(found, row),
                 f"{sum(record['seconds'] for record in records) / len(records):.2f}",
                 f"{records[0]['parameters']:,}",
             ]
@@ -79,13 +79,14 @@ def methods_table(
     constant = float(found.label.bincount().max()) / len(found.label)
     caption = (
         f"{html.escape(data)}: mean over {seeds} seeds on {len(found.label):,} test rows, with its 95 % interval over "
-        f"seeds and rows; settings selected by {rule}. Every method needs the label in training. "
+        f"seeds and rows; settings selected by {rule}; worst group: the lowest accuracy over label and group together. "
+        "Every method needs the label in training. "
         f"The more frequent label alone is right in {constant:.3f} of the rows, a coin in half of every group. "
         "Seconds: of one core, a run's share of its stack, searches not counted."
     )
     if beside:
         caption += " Adapters: settings selected by the rules of their own study; timed on a machine that did more."
-    header = ["method", "attribute needed in", "setting", *(TITLES[metric] for metric in SHOWN), "seconds", "trained"]
+    header = ["method", "attribute needed in", *(TITLES[metric] for metric in SHOWN), "setting", "seconds", "trained"]
     return pages.Table(header, shown, caption=caption)
 
 
@@ -97,10 +98,10 @@ def _adapter_row(study: str, results: Results, row: str) -> list[str]:
     name = pages.record_link(study, [record["key"] for record in records], html.escape(short))
     trained = "all weights" if configuration["method"] == "full" else "adapters"
     return [
-        f"{name}<br><small>{trained}, study {study}, {len(records)} seeds</small>",
-        ", ".join(ADAPTERS[study][short]) or "nowhere",
-        f"{'lambda' if 'penalty' in configuration else 'strength'} {strength:g}" if strength else "-",
+        f"{name}<br><small>{trained}, {len(records)} seeds</small>",
+        ",<br>".join(ADAPTERS[study][short]) or "nowhere",
         *(_interval(estimate(results.effect(row, metric))) for metric in SHOWN),
+        f"{'lambda' if 'penalty' in configuration else 'strength'}<br>{strength:g}" if strength else "-",
         f"{sum(record['seconds'] for record in records) / len(records):.0f}",
         f"{records[0]['parameters']:,}",
     ]

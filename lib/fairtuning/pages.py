@@ -118,11 +118,13 @@ def dots(
     if not rows:
         return Missing(f"no records yet of {', '.join(labels)}")
 
-    across = len(panels) if len(panels) < 6 else 3
-    down, high = math.ceil(len(panels) / across), 0.36 if len(rows) < 10 else 0.26
+    down, high = 1 if len(panels) < 6 else math.ceil(len(panels) / 4), 0.36 if len(rows) < 10 else 0.26
+    across = math.ceil(len(panels) / down)
 
     def draw(figure: Any, colours: Sequence[str]) -> None:
-        grid = figure.subplots(down, across, sharey=True, squeeze=False).flat
+        grid = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
+        for axes in grid[len(panels) :]:
+            axes.remove()
         for axes, name in zip(grid, panels, strict=False):
             for y, label in enumerate(rows):
                 one, cell = values.get((label, name)), published.get((label, name))
