@@ -241,7 +241,9 @@ def test_adapters_of_the_papers_stand_beside_the_heads_where_task_and_images_are
         }
     plain, fair = (bench_page._adapter_row("sukumaran2024", beside, row) for row in beside.runs)
     assert ">LoRA<" in plain[0] and "/utkface" not in fair[0]
-    assert plain[1:3] == ["nowhere", "-"] and fair[1] == "validation" and fair[2].startswith("lambda ")
+    told, setting = 1, -3
+    assert (plain[told], plain[setting]) == ("nowhere", "-")
+    assert fair[told] == "validation" and fair[setting].startswith("lambda<br>")
 
 
 def test_lines_of_the_penalty_on_adapters_start_at_plain_lora(folders):
