@@ -333,11 +333,11 @@ def face(seed, size):
 def faces():
     """A tiny CelebA in the official layout: each (Wavy_Hair, Male) three times in each part."""
     cells = [(y, split, male) for split in range(3) for y in (-1, 1) for male in (-1, 1) for _ in range(3)]
-    attributes = [str(len(cells)), "Bald Blond_Hair Male Smiling Wavy_Hair"]
+    attributes = [str(len(cells)), "Bald Blond_Hair Male Smiling Wavy_Hair Young"]
     partition, members = [], {}
     for i, (y, split, male) in enumerate(cells):
         name = f"{i + 1:06d}.jpg"
-        attributes.append(f"{name} {-y} {1 - 2 * (i % 2)} {male} {1 - 2 * (i % 2)} {y}")
+        attributes.append(f"{name} {-y} {1 - 2 * (i % 2)} {male} {1 - 2 * (i % 2)} {y} {1 - 2 * (i % 2)}")
         partition.append(f"{name} {split}")
         members[f"img_align_celeba/{name}"] = face(i, (44, 36))
     with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:

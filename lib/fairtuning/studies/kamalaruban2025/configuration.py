@@ -76,7 +76,7 @@ SEARCH_SEEDS = 1
 RULES = ("D", "O")
 MARGIN = 0.01
 #: Tasks that take the settings selected on another task of the same images.
-SETTINGS_OF = {"Smiling": "celeba", "Bald": "celeba"}
+SETTINGS_OF = {"Smiling": "celeba", "Bald": "celeba", "Young": "celeba", "gender": "utkface"}
 
 
 def _celeba(label: str, **rest: object) -> dict[str, object]:
@@ -89,6 +89,8 @@ def _tasks(celeba: dict[str, object], utkface: dict[str, object]) -> dict[str, d
         "utkface": {"data": "utkface", "label": "age>=median", "attribute": "gender", **utkface},
         "Smiling": _celeba("Smiling", **celeba),
         "Bald": _celeba("Bald", **celeba),
+        "Young": _celeba("Young", **celeba),
+        "gender": {"data": "utkface", "label": "gender", "attribute": "white", **utkface},
     }
 
 
