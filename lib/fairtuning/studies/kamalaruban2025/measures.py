@@ -1,6 +1,6 @@
 """What the book's pages on P3 show: columns as effects, and the searches behind a strength."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -20,9 +20,15 @@ COLUMNS = {
     "DP difference": ("demographic_parity_difference", 100.0),
     "FPR difference": ("false_positive_rate_difference", 100.0),
     "TPR difference": ("equal_opportunity_difference", 100.0),
-    "FPR ratio": ("false_positive_rate_ratio", 1.0),
     "worst cell": ("worst_cell_accuracy", 100.0),
     "probe": ("probe_accuracy", 100.0),
+}
+#: The same gaps as ratios, 1 where the groups have equal rates; and the two error rates as one gap, their larger.
+RATIOS = {
+    "DP ratio": ("demographic_parity_ratio", 1.0),
+    "FPR ratio": ("false_positive_rate_ratio", 1.0),
+    "TPR ratio": ("true_positive_rate_ratio", 1.0),
+    "equalized odds difference, %": ("equalized_odds_difference_max", 100.0),
 }
 
 
@@ -35,11 +41,13 @@ def on_task(label: str, task: str, *, first: str) -> str:
     return label if task == first else f"{label}/{task}"
 
 
-def measures(results: TaskResults | None) -> dict[str, Callable[..., Effect]]:
-    """COLUMNS as functions (of, minus=None) -> Effect, in percent but for the ratio; none without results."""
+def measures(
+    results: TaskResults | None, columns: Mapping[str, tuple[str, float]] = COLUMNS
+) -> dict[str, Callable[..., Effect]]:
+    """COLUMNS (or RATIOS) as functions (of, minus=None) -> Effect; none without results."""
     if results is None:
         return {}
-    return {title: partial(scaled, results, *how) for title, how in COLUMNS.items()}
+    return {title: partial(scaled, results, *how) for title, how in columns.items()}
 
 
 def scaled(results: Results, metric: str, factor: float, of: str, *, minus: str | None = None) -> Effect:
