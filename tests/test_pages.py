@@ -201,6 +201,14 @@ def test_dots_show_ours_and_the_papers(full):
     assert "LoRA: " in figure.alt and "(paper 91.83)" in figure.alt
 
 
+def test_dots_leave_no_panel_empty(full):
+    columns = measures.measures(full)
+    for panels in (5, 6, 7):
+        figure = pages.dots(full, FOUR, metrics=columns, shown=list(columns)[:panels])
+        axes = drawn(figure).axes
+        assert len(axes) == panels and all(one.lines for one in axes)
+
+
 def test_dots_without_records(full):
     assert isinstance(pages.dots(None, FOUR, metrics={}, shown=["Acc"]), pages.Missing)
     published = pages.published_by_metric(NAME, "table6", data="aircraft")
