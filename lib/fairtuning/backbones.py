@@ -141,6 +141,17 @@ def _make(
     return model
 
 
+def write_out_attention(model: nn.Module) -> nn.Module:
+    """``model`` itself, attention computed as two products and a softmax in place of torch's fused kernel.
+
+    Equal to rounding. On a CPU in bfloat16 the fused kernel's backward pass is half of a LoRA step (benchmarks/lora.py).
+    """
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):  # timm's switch
+            module.fused_attn = False
+    return model
+
+
 @contextmanager
 def _quiet(logger: str) -> Iterator[None]:
     level = logging.getLogger(logger).level

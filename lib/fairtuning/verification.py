@@ -19,8 +19,8 @@ def verify(
     """Makes ``sample`` records of a store again (all for None, or the one whose key starts with ``key``).
 
     Returns outcome -> keys: "equal" (same predictions, history, accuracy and loss), "within the seed spread" (made on
-    another processor or by another torch, accuracy closer than the range over the seeds of its configuration) or
-    "differs". The store itself is only read.
+    another processor, by another torch or another kernel, accuracy closer than the range over the seeds of its
+    configuration) or "differs". The store itself is only read.
     """
     check_profile(study, profile)
     store = Store.of(study.NAME, profile)
@@ -83,8 +83,9 @@ def compare_stores(study: ModuleType, again: Store, there: Store) -> dict[str, l
 
 
 def _machine(store: Store, record: Record) -> tuple:
+    """What rounding depends on. Records without a word on attention were made with torch's fused kernel."""
     made = store.environments[record["environment"]]
-    return made["processor"], made["packages"]["torch"]
+    return made["processor"], made["packages"]["torch"], record.get("backbone", {}).get("attention", "fused")
 
 
 def compare(record: Record, other: Record, spread: float) -> str:

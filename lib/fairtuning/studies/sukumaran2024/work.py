@@ -32,7 +32,7 @@ from fairtuning.runs import Record, RunError, environment
 from fairtuning.studies.sukumaran2024.configuration import STARTS, VERSIONS, Run, task_of
 from fairtuning.training import Batch, train
 
-EVALUATED = 256  # images at a time
+EVALUATED = 128  # images at a time
 INFORMING = 1024  # training images from which the information of the inner layers is computed
 
 
@@ -97,6 +97,7 @@ def _record(run: Run, data: datasets.GroupedData) -> Record:
         "backbone": {
             "name": network.backbone.name,
             "weights": network.backbone.digest,
+            "attention": network.attention,
             "packages": {name: metadata.version(name) for name in ("timm", "peft")},
         },
     }
@@ -120,6 +121,9 @@ class Network:
         if kind == "lora":
             given = importance(self.backbone, run, data) if STARTS.get(start) else start or "zero"
             model = adapters.add(model, rank=run.rank, alpha=run.alpha, layers=run.layers, start=given, seed=run.seed)
+        self.attention = "fused"
+        if (run.device, run.precision) == ("cpu", "bfloat16"):
+            model, self.attention = backbones.write_out_attention(model), "written out"
         self.module = _Prefixed(model).to(run.device).eval()
         self.device, self.precision = torch.device(run.device), getattr(torch, run.precision)
         self.trained = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
