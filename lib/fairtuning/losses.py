@@ -134,6 +134,24 @@ def _spread(mean: Tensor, present: Tensor) -> Tensor:
     return ((mean - centre).square() * present).sum(-1)
 
 
+def penalty_and_signal(loss: Tensor, group: Tensor, *, groups: int, batch_size: int) -> tuple[float, float]:
+    """Mean over batches of eq. 1's penalty, and of what is left of it once every loss is its group's mean (ours).
+
+    `loss` and `group` `[n]`, in the order in which they are cut into batches; what is over is dropped. The group's mean
+    is over all n, so that the second number has no noise from the few examples of a batch: the share 1 - second / first
+    of the penalty is noise within the groups. Two NaN where there is no whole batch.
+
+    >>> loss, group = torch.tensor([0.0, 2.0, 2.0, 0.0]), torch.tensor([0, 1, 0, 1])   # both groups have mean 1
+    >>> penalty_and_signal(loss, group, groups=2, batch_size=2)
+    (2.0, 0.0)
+    """
+    whole = len(loss) // batch_size * batch_size
+    batches, members = loss[:whole].reshape(-1, batch_size), group[:whole].reshape(-1, batch_size)
+    mean, _ = group_means(loss, group, groups=groups)
+    signal = group_loss_variance(mean[members], members, groups=groups).mean()
+    return float(group_loss_variance(batches, members, groups=groups).mean()), float(signal)
+
+
 def smoothed_group_loss_variance(
     loss: Tensor, group: Tensor, *, average: Tensor, decay: float = 0.9
 ) -> tuple[Tensor, Tensor]:

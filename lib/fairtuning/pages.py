@@ -24,7 +24,7 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 #: Data sets as a page calls them.
 DATA = {
     "adult": "Adult", "celeba": "CelebA", "lfw": "LFW+a", "waterbirds": "Waterbirds", "geode": "GeoDE",
-    "aircraft": "Aircraft", "utkface": "UTKFace",
+    "aircraft": "Aircraft", "utkface": "UTKFace", "kinds": "Kinds of bird",
 }  # fmt: skip
 
 

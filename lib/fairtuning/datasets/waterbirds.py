@@ -1,11 +1,12 @@
 """Waterbirds: birds of CUB-200-2011 pasted onto land and water backgrounds of Places (Sagawa et al. 2020).
 
-Label: landbird or waterbird; group: the background. In the training part 95 % of the birds lie on "their" background,
-in the other two parts half of each. The official split is used: 4,795 / 1,199 / 5,794 images. (arXiv 2410.17358 prints
+Label: landbird or waterbird, or the kind of bird; group: the background. In the training part 95 % of the birds lie on
+"their" background, in the other two parts half of each. The official split is used: 4,795 / 1,199 / 5,794 images. (arXiv 2410.17358 prints
 4,795 / 2,400 / 2,800, which cannot be had from the 11,788 images; its numbers fit the official one.)
 """
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +15,8 @@ import torch
 
 from fairtuning.datasets import DataError, GroupedData, archives, images
 
-LABELS = ("landbird", "waterbird")
+BIRDS = ("landbird", "waterbird")
+LABELS = ("bird", "kind")
 GROUPS = ("land", "water")
 SPLITS = ("training", "validation", "test")
 #: Images by (label, group): landbirds on land, on water, waterbirds on land, on water, as published.
@@ -59,22 +61,48 @@ def _labels(texts: Mapping[str, str], names: Sequence[str]) -> tuple[list[str], 
 RECIPE = images.Recipe(ORIGIN, _image, ("metadata.csv",), _labels)
 
 
+def kind_of(image: str) -> str:
+    """The last word of the species by which CUB's folders are named: its 200 species are of 70 kinds.
+
+    >>> kind_of("001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg"), kind_of("070.Violetear/1.jpg")
+    ('albatross', 'violetear')
+    """
+    return re.split(r"[._]", image.partition("/")[0])[-1].lower()
+
+
 def read(
-    *, size: int | str | Sequence[int] = 112, crop: str = "center", faulty: str = "refuse", edition: str = ""
+    *,
+    label: str = "bird",
+    group: str = "background",
+    size: int | str | Sequence[int] = 112,
+    crop: str = "center",
+    faulty: str = "refuse",
+    edition: str = "",
 ) -> GroupedData:
-    """Waterbirds as grouped data: inputs ``[11788, 3, height, width]`` uint8, label 1 = waterbird, group 1 = water."""
+    """Waterbirds as grouped data: inputs ``[11788, 3, height, width]`` uint8.
+
+    ``label``: "bird" (1 = waterbird) or "kind" (70 of them, with 18 to 581 training images: `kind_of`, ours);
+    ``group``: "background" (1 = water).
+    """
+    for value, allowed, what in ((label, LABELS, "label"), (group, ("background",), "group")):
+        if value not in allowed:
+            raise DataError(f"{what} is {value!r}; allowed: {', '.join(allowed)}")
     packed = images.read(RECIPE, size=size, crop=crop, faulty=faulty, edition=edition)
-    label, group, split = (torch.from_numpy(packed.columns[name]) for name in ("label", "group", "split"))
+    bird, place, split = (torch.from_numpy(packed.columns[name]) for name in ("label", "group", "split"))
     for number, (part, expected) in enumerate(COUNTS.items()):
-        found = tuple(torch.bincount((2 * label + group)[split == number], minlength=4).tolist())
+        found = tuple(torch.bincount((2 * bird + place)[split == number], minlength=4).tolist())
         if found != expected and faulty == "refuse":
             raise DataError(f"waterbirds: (label, group) counts of {part} are {found}, expected {expected}")
+    label_names, values = BIRDS, bird
+    if label == "kind":
+        kinds, found = np.unique([kind_of(name) for name in packed.columns["name"].tolist()], return_inverse=True)
+        label_names, values = tuple(kinds.tolist()), torch.from_numpy(found)
     return packed.grouped(
         name="waterbirds",
-        label=label,
-        group=group,
+        label=values,
+        group=place,
         split=split,
-        label_names=LABELS,
+        label_names=label_names,
         group_names=GROUPS,
         split_names=SPLITS,
     )

@@ -80,12 +80,21 @@ PROFILES = {
                 "attribute": "gender",
                 "epochs": 3,
             },
+            "kinds": {  # 70 kinds of bird on the same images: many classes, of which a batch holds few examples
+                "data": "waterbirds",
+                "size": 112,
+                "edition": "resized-128",
+                "label": "kind",
+                "attribute": "background",
+                "epochs": 5,
+            },
         },
         "rank": 16,
         "largest_rank": 128,
         "rank_seeds": 3,
         "rates": {"lora": (0.0003, 0.001, 0.003, 0.01), "full": (0.00003, 0.0001, 0.0003, 0.001)},
         "penalties": (0.1, 1.0, 10.0),
+        "penalties of kinds": (0.01, 0.1, 1.0),  # eq. 1 is a sum over groups: of 70 classes it is the larger
         "rule": "R2",
         "keep": "last",  # the best by validation accuracy is mostly the first here, which leans to the larger class
         "settings": {"schedule": "cosine", "keep": "best"},  # of a search, whose records hold every epoch anyhow
@@ -240,6 +249,7 @@ LABELS: dict[str, list[str]] = {
     "table6": [f"{label}/aircraft" for label in TWELVE],
     "celeba": [f"{label}/celeba" for label in FACES],
     "utkface": [f"{label}/utkface" for label in FACES],
+    "kinds": [f"{label}/kinds" for label in ("LoRA", "FairLoRA", "FairLoRA/smoothed")],  # P2-C14
     "initialisation": [f"{label}/celeba" for label in ("LoRA", "FairLoRA", "LoRA/pissa", "LoRA/fisher")],
     "initialisation-controls": [f"LoRA/{start}/celeba" for start in ("pooled", "random")],
 }
@@ -318,11 +328,10 @@ def selected(label: str, profile_name: str, lookup: Lookup) -> tuple[Run, list[l
     data = named.data or next(iter(profile["data"]))
     run = replace(
         named.run,
-        data=data,
         backbone=named.backbone or profile["backbones"][0],
         rank=Run.rank if named.run.method == "full" else profile["rank"],
         evaluate="validation",
-        **profile["data"][data],
+        **({"data": data} | profile["data"][data]),
         **profile["settings"],
     )
     searches = []
@@ -338,7 +347,8 @@ def selected(label: str, profile_name: str, lookup: Lookup) -> tuple[Run, list[l
     rate = choose([replace(plain, learning_rate=rate) for rate in rates], "R1").learning_rate
     run = replace(run, learning_rate=rate)
     if run.penalty is None:
-        penalties = [replace(run, penalty=penalty) for penalty in profile["penalties"]]
+        grid = profile.get(f"penalties of {data}", profile["penalties"])
+        penalties = [replace(run, penalty=penalty) for penalty in grid]
         run = choose(penalties, named.rule or profile["rule"])
     return replace(run, rank=named.rank or run.rank, keep=profile["keep"], evaluate="test"), searches
 

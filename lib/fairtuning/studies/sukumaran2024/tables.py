@@ -176,6 +176,7 @@ def quantities(results: Results) -> dict[str, Callable[..., Effect]]:
         "difference": lambda metric, of, minus: results.effect(of, metric, minus=minus),
         "log_loss_variance_ratio": partial(log_loss_variance_ratio, results),
         "rank_range": partial(rank_range, results),
+        "noise_above_half": lambda of: Effect(by_seed=noise_share(results, of).mean(-1) - 0.5, resampled=None),
     }
 
 
@@ -205,6 +206,21 @@ def log_loss_variance_ratio(results: Results, of: str, over: str) -> Effect:
     """log of the ratio of two class loss variances, by seed; its interval is over seeds alone."""
     ratio = class_loss_variance(results, of) / class_loss_variance(results, over)
     return Effect(by_seed=ratio.log(), resampled=None)
+
+
+def noise_share(results: Results, label: str, *, multiple: float = 1) -> Tensor:
+    """How much of the penalty in a batch is noise within the groups (`losses.penalty_and_signal`), ``[seeds, epochs]``.
+
+    In batches of ``multiple`` times the size of those of the training, on the losses of the training itself.
+    """
+    found = []
+    for record in results.records(label):
+        if "penalty" not in record:
+            raise MissingRuns(f"missing runs: the records of {label} were made before the penalty's noise was measured")
+        place = record["penalty"]["batch_sizes"].index(round(multiple * record["configuration"]["batch_size"]))
+        both = torch.tensor([epoch[place] for epoch in record["penalty"]["and_signal"]], dtype=torch.float64)
+        found.append(1 - both[:, 1] / both[:, 0])
+    return torch.stack(found)
 
 
 def rank_range(results: Results, metric: str, of: str, minus: str) -> Effect:

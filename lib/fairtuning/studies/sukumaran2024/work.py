@@ -21,6 +21,7 @@ from fairtuning.losses import (
     balanced_weights,
     cross_entropy,
     group_dro_loss,
+    penalty_and_signal,
     penalty_groups,
     smoothed_group_loss_variance,
     variance_penalised_loss,
@@ -33,6 +34,7 @@ from fairtuning.studies.sukumaran2024.configuration import STARTS, VERSIONS, Run
 from fairtuning.training import Batch, train
 
 EVALUATED = 128  # images at a time
+BATCHES = (1 / 4, 1, 4, 16)  # of the run's batch size: in batches of which the penalty's noise is measured
 INFORMING = 1024  # training images from which the information of the inner layers is computed
 
 
@@ -92,8 +94,9 @@ def _record(run: Run, data: datasets.GroupedData) -> Record:
         "curve": {
             "kept": training.curve.index(training.kept) + 1,
             "worst": [round(epoch.worst, 4) for epoch in training.curve],
-            "loss": [float(f"{epoch.loss:.5g}") for epoch in training.curve],
+            "loss": [_five_digits(epoch.loss) for epoch in training.curve],
         },
+        "penalty": {"batch_sizes": training.batch_sizes, "and_signal": training.penalties},
         "backbone": {
             "name": network.backbone.name,
             "weights": network.backbone.digest,
@@ -280,6 +283,9 @@ class Training:
         self.dro_weights = torch.full((self.groups,), 1 / self.groups, device=network.device)
         self.average = torch.full((self.groups,), torch.nan, device=network.device)
         self.curve: list[Cells] = []
+        self.seen: list[tuple[Tensor, Tensor]] = []  # losses and groups of an epoch's batches
+        self.batch_sizes = [max(2, round(run.batch_size * factor)) for factor in BATCHES]
+        self.penalties: list[list[tuple[float, float]]] = []  # after each epoch: by batch size, penalty_and_signal
         self.best: Parameters = network.trained
 
     def batch(self, index: Tensor) -> Batch:
@@ -293,6 +299,7 @@ class Training:
     def objective(self, logits: Tensor, label: Tensor, group: Tensor) -> Tensor:
         """``[1]``, of logits ``[1, m, k]``."""
         kind = self.run.objective
+        self.seen.append((cross_entropy(logits.detach(), label)[0].cpu(), group[0].cpu()))
         if kind == "smoothed":
             loss = cross_entropy(logits, label)
             spread, self.average = smoothed_group_loss_variance(loss, group, average=self.average)
@@ -305,6 +312,10 @@ class Training:
         return variance_penalised_loss(logits, label, group=group, groups=self.groups, lam=self.run.penalty)
 
     def after_epoch(self, parameters: Parameters) -> None:
+        loss, group = (torch.cat(parts) for parts in zip(*self.seen, strict=True))
+        self.seen.clear()
+        found = [penalty_and_signal(loss, group, groups=self.groups, batch_size=size) for size in self.batch_sizes]
+        self.penalties.append([tuple(_five_digits(value) for value in pair) for pair in found])
         self.curve.append(Cells.of(self.network.scores(parameters, self.data, "validation"), self.data, "validation"))
         if self.kept is self.curve[-1]:
             self.best = {name: value.detach().clone() for name, value in parameters.items()}
@@ -333,6 +344,10 @@ class Training:
             after_epoch=self.after_epoch,
         )
         return self.best
+
+
+def _five_digits(value: float) -> float | None:
+    return None if math.isnan(value) else float(f"{value:.5g}")
 
 
 @dataclass(frozen=True, eq=False)
