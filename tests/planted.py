@@ -8,6 +8,7 @@ from fairtuning.studies import sukumaran2024 as study
 from fairtuning.studies.sukumaran2024.configuration import Run, key_with, published_digest, task_of
 from fairtuning.studies.sukumaran2024.tables import vit_parameters
 
+BATCHES = (1 / 4, 1, 4, 16)
 NAMES = (("landbird", "waterbird"), ("land", "water"))
 SIZES = {"validation": (40, 40, 12, 12), "test": (200, 200, 60, 60)}  # (label, group): 00, 01, 10, 11
 HERE = {"kind": "environment", "key": "planted", "processor": "none", "python": "3", "packages": {}, "commit": "none"}
@@ -58,6 +59,10 @@ def lines_of(run: Run) -> list[dict]:
         "history": grown, "epoch": run.epochs, "seconds": 1.0,
         "parameters": vit_parameters(rank=run.rank, classes=2, width=192)[0],
         "curve": {"kept": run.epochs, "worst": [value / 2 for value in grown], "loss": [1 - value for value in grown]},
+        "penalty": {
+            "batch_sizes": [int(run.batch_size * factor) for factor in BATCHES],
+            "and_signal": [[(1.0 / size, 0.01) for size in (8, 32, 128, 512)]] * run.epochs,
+        },
         "predictions": {run.evaluate: pack(predictions[run.evaluate], classes=2)},
         "backbone": {"name": run.backbone, "weights": "none", "packages": {}},
     }  # fmt: skip

@@ -229,6 +229,19 @@ def test_gradients_are_those_of_the_whole_model():
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
+def test_attention_written_out_gives_the_same_numbers_and_gradients():
+    backbone = backbones.load(NAME, classes=3, size=(32, 48), weights="random")
+    model, inputs = backbone.model.double(), backbone.prepare(images(2, 3, 32, 48)).double()
+    found = []
+    for way in (lambda model: model, backbones.write_out_attention):
+        logits = way(model)(inputs)
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2])).backward()
+        found.append({"logits": logits.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()})
+    assert not any(block.attn.fused_attn for block in model.blocks)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
 def test_mean_pooling_needs_every_token():
     import timm
 

@@ -161,6 +161,32 @@ def test_moving_averages_equal_a_slow_loop_over_batches():
     assert {g: m for g, m in enumerate(average.tolist()) if not math.isnan(m)} == pytest.approx(slow)
 
 
+def test_signal_of_the_penalty_equals_a_slow_loop_over_batches():
+    generator = torch.Generator().manual_seed(0)
+    loss, group = torch.rand(50, generator=generator).double(), torch.randint(5, (50,), generator=generator)
+    found = losses.penalty_and_signal(loss, group, groups=5, batch_size=8)
+    means = {g: float(loss[group == g].mean()) for g in range(5)}
+    penalty, signal = [], []
+    for start in range(0, 48, 8):  # the last two examples are no whole batch
+        for values, into in ((loss, penalty), (torch.tensor([means[int(g)] for g in group]), signal)):
+            here, there = values[start : start + 8].double(), group[start : start + 8]
+            of_group = [float(here[there == g].mean()) for g in sorted(set(there.tolist()))]
+            centre = sum(of_group) / len(of_group)
+            into.append(sum((value - centre) ** 2 for value in of_group))
+    assert found == pytest.approx((sum(penalty) / 6, sum(signal) / 6), rel=1e-6)
+    assert all(math.isnan(value) for value in losses.penalty_and_signal(loss, group, groups=5, batch_size=64))
+
+
+@pytest.mark.parametrize("spread, low, high", [(0.0, 0.97, 1.0), (100.0, 0.0, 0.01)])
+def test_planted_noise_and_planted_differences_are_told_apart(spread, low, high):
+    """70 groups, batches of 32: losses that differ within the groups alone, and almost between them alone."""
+    generator = torch.Generator().manual_seed(0)
+    group = torch.randint(70, (32 * 400,), generator=generator)
+    loss = torch.randn(len(group), generator=generator) + spread * torch.randn(70, generator=generator)[group]
+    penalty, signal = losses.penalty_and_signal(loss, group, groups=70, batch_size=32)
+    assert low <= 1 - signal / penalty <= high
+
+
 def test_smoothing_by_one_or_more_is_refused():
     with pytest.raises(ValueError, match="decay is 1.0; permitted: 0 to below 1"):
         losses.smoothed_group_loss_variance(torch.ones(1), torch.zeros(1).long(), average=torch.ones(1), decay=1.0)

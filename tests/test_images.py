@@ -185,6 +185,26 @@ def test_waterbirds(mirror, few, prefix, order, monkeypatch):
     assert any("24 images" in line for line in datasets.verify("waterbirds"))
 
 
+def test_kinds_of_bird_are_another_label_of_the_same_images(mirror, few):
+    members = birds()
+    words = {"001.Some Bird": "001.Black_footed_Albatross", "002.Some Bird": "002.Violetear"}
+    words["003.Some Bird"] = "003.Laysan_Albatross"
+    for old, new in words.items():
+        members = {name.replace(old, new): content for name, content in members.items()}
+    listed = members["waterbirds_v1.0/metadata.csv"].decode()
+    for old, new in words.items():
+        listed = listed.replace(old, new)
+    members["waterbirds_v1.0/metadata.csv"] = listed.encode()
+    mirror("waterbirds", {"waterbirds_v1.0.tar.gz": make_tar(members)})
+    plain, kinds = (datasets.load("waterbirds", size=16, label=label) for label in waterbirds.LABELS)
+    assert kinds.label_names == ("albatross", "violetear") and kinds.digest == plain.digest
+    assert torch.equal(kinds.group, plain.group) and torch.equal(kinds.split, plain.split)
+    names = [name.removeprefix("waterbirds_v1.0/") for name in members if name.endswith(".jpg")]
+    assert kinds.label.tolist() == [int("Violetear" in name) for name in names]
+    refused(lambda: datasets.load("waterbirds", size=16, label="species"), "'species'", "bird, kind")
+    refused(lambda: datasets.load("waterbirds", size=16, group="place"), "'place'", "background")
+
+
 def test_another_size_or_crop_is_another_edition(mirror, few):
     mirror("waterbirds", {"waterbirds_v1.0.tar.gz": make_tar(birds())})
     found = [

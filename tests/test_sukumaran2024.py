@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fairtuning import FairtuningError, adapters, backbones, claims, papers, report, runs
+from fairtuning import FairtuningError, adapters, backbones, claims, losses, papers, report, runs, verification
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.datasets import waterbirds
 from fairtuning.metrics import METRICS
@@ -194,8 +194,9 @@ def record_of(run):
 
 
 def results_part(record):
-    """What is a result of the run: not its key, configuration, environment or time."""
-    return {name: record[name] for name in record if name not in ("key", "configuration", "environment", "seconds")}
+    """What is a result of the training: not its key, configuration, environment or time, nor what groups would pay."""
+    apart = ("key", "configuration", "environment", "seconds", "penalty")
+    return {name: record[name] for name in record if name not in apart}
 
 
 @pytest.mark.parametrize("fair, plain", [("FairLoRA", "LoRA"), ("FairFFT", "FFT")])
@@ -239,6 +240,62 @@ def test_a_record_tells_what_its_predictions_say():
     assert len(record["history"]) == len(record["curve"]["worst"]) == len(record["curve"]["loss"]) == run.epochs
     assert record["parameters"] == 4 * run.rank * (48 + 3 * 48) + 48 * 2 + 2
     assert sukumaran2024.configuration(record) == run and record["key"] == key(run)
+
+
+def test_a_record_tells_how_much_of_the_penalty_is_noise(monkeypatch):
+    """The losses of every batch of an epoch, in the order of the training, are what it is measured on."""
+    seen = []
+    whole = work.variance_penalised_loss
+
+    def kept(logits, label, *, group, groups, lam):
+        seen.append((losses.cross_entropy(logits.detach(), label)[0], group[0]))
+        return whole(logits, label, group=group, groups=groups, lam=lam)
+
+    monkeypatch.setattr(work, "variance_penalised_loss", kept)
+    run = replace(small("FairLoRA/lambda=1"), epochs=1, batch_size=32)
+    record = work.work([run])[-1]["penalty"]
+    assert record["batch_sizes"] == [8, 32, 128, 512] and len(record["and_signal"]) == 1
+    loss, group = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    for size, found in zip(record["batch_sizes"], record["and_signal"][0], strict=True):
+        wanted = losses.penalty_and_signal(loss, group, groups=2, batch_size=size)
+        assert found == ((None, None) if size > len(loss) else pytest.approx(wanted, rel=1e-4))
+
+
+def test_noise_share_is_of_the_records_batches():
+    pairs = [[(1.0, 0.25), (0.5, 0.25)], [(1.0, 0.5), (0.5, 0.5)]]  # two epochs, two sizes of batch
+    penalty = {"batch_sizes": [8, 32], "and_signal": pairs}
+    record = {"configuration": {"batch_size": 32}, "penalty": penalty}
+    found = SimpleNamespace(records=lambda label: [record, record] if label == "LoRA" else [{}])
+    assert tables.noise_share(found, "LoRA").tolist() == [[0.5, 0.0]] * 2
+    assert tables.noise_share(found, "LoRA", multiple=0.25).tolist() == [[0.75, 0.5]] * 2
+    assert tables.quantities(found)["noise_above_half"]("LoRA").by_seed.tolist() == [-0.25, -0.25]
+    with pytest.raises(MissingRuns, match="before the penalty's noise was measured"):
+        tables.noise_share(found, "FairLoRA")
+
+
+@pytest.mark.parametrize("label", ["LoRA", "FFT"])
+def test_in_bfloat16_on_a_cpu_attention_is_written_out(label):
+    data = work._load("parity", 8, "")
+    run = replace(small(label), precision="bfloat16")
+    network = work.Network(run, data)
+    assert network.attention == "written out" and work.Network(small(label), data).attention == "fused"
+    assert {m.fused_attn for m in network.module.modules() if hasattr(m, "fused_attn")} == {False}
+
+
+@pytest.mark.parametrize("attention, outcome", [("fused", "differs"), ("written out", "within the seed spread")])
+def test_a_record_of_another_kernel_need_not_be_made_again_bit_for_bit(attention, outcome):
+    """Records without a word on attention are of the fused one."""
+    made = {"here": {"processor": "one", "packages": {"torch": "2"}}}
+
+    def record(seed, accuracy, **more):
+        values = {"accuracy": {"validation": accuracy}, "predictions": "", "loss": {}, "history": []}
+        return {"configuration": {"seed": seed}, "environment": "here"} | values | more
+
+    old = {"a": record(0, 0.50), "b": record(1, 0.60)}
+    new = {"a": record(0, 0.55, backbone={"attention": attention})}
+    stores = (SimpleNamespace(records=found, environments=made) for found in (new, old))
+    found = verification.compare_stores(sukumaran2024, *stores)
+    assert {name for name, keys in found.items() if keys} == {outcome}
 
 
 # -------------------------------------------------------------------------------------------- where the factors start

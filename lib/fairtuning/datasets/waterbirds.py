@@ -1,8 +1,9 @@
 """Waterbirds: birds of CUB-200-2011 pasted onto land and water backgrounds of Places (Sagawa et al. 2020).
 
 Label: landbird or waterbird, or the kind of bird; group: the background. In the training part 95 % of the birds lie on
-"their" background, in the other two parts half of each. The official split is used: 4,795 / 1,199 / 5,794 images. (arXiv 2410.17358 prints
-4,795 / 2,400 / 2,800, which cannot be had from the 11,788 images; its numbers fit the official one.)
+"their" background, in the other two parts half of each. The official split is used: 4,795 / 1,199 / 5,794 images.
+(arXiv 2410.17358 prints 4,795 / 2,400 / 2,800, which cannot be had from the 11,788 images; its numbers fit the official
+one.)
 """
 
 import csv

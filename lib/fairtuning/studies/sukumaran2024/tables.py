@@ -218,7 +218,8 @@ def noise_share(results: Results, label: str, *, multiple: float = 1) -> Tensor:
         if "penalty" not in record:
             raise MissingRuns(f"missing runs: the records of {label} were made before the penalty's noise was measured")
         place = record["penalty"]["batch_sizes"].index(round(multiple * record["configuration"]["batch_size"]))
-        both = torch.tensor([epoch[place] for epoch in record["penalty"]["and_signal"]], dtype=torch.float64)
+        pairs = [[float("nan") if v is None else v for v in epoch[place]] for epoch in record["penalty"]["and_signal"]]
+        both = torch.tensor(pairs, dtype=torch.float64)
         found.append(1 - both[:, 1] / both[:, 0])
     return torch.stack(found)
 
