@@ -731,6 +731,25 @@ def test_a_retrained_last_layer_is_fitted_to_validation_and_changes_the_head_alo
     assert retrained["worst"]["validation"] >= plain["worst"]["validation"]
 
 
+def test_a_hundred_classes_that_are_their_own_groups_do_not_fill_the_memory():
+    """Aircraft: counts by class, true and predicted class, resampled for 36 runs, would take 144 GB."""
+    names, label = [f"variant {number}" for number in range(100)], np.arange(300) % 100
+    wrong = np.where(np.arange(300) < 100, (label + 1) % 100, label)  # a third of every class
+    wrong[100] = 1  # of class 0 two thirds
+    examples = {"key": "0-test", "label": pack(label, classes=100), "group": pack(label, classes=100)}
+    examples |= {"label_names": names, "group_names": names}
+    cells = [[0.5 + y / 100 if y == g else None for y in range(100)] for g in range(100)]
+    record = {"data": {"name": "aircraft"}, "predictions": {"test": pack(wrong, classes=100)}}
+    found = Results({"LoRA": [record | {"cell_loss": {"test": cells}}] * 5}, examples, resamples=20)
+    assert found._resampled_counts.shape == (20, 5, 1, 100, 100)
+    assert found.values("LoRA", "accuracy").tolist() == pytest.approx([199 / 300] * 5)
+    for metric in ("min_class_recall", "worst_cell_accuracy"):
+        assert found.values("LoRA", metric).tolist() == pytest.approx([1 / 3] * 5)
+    assert found.values("LoRA", "equalized_odds_one_vs_rest_max").isnan().all()
+    spread = np.var(0.5 + np.arange(100) / 100)
+    assert tables.class_loss_variance(found, "LoRA").tolist() == pytest.approx([spread] * 5)
+
+
 @pytest.mark.parametrize("slug, data", [("table1", "geode"), ("table6", "aircraft")])
 def test_cells_of_the_other_data_sets_are_read_from_their_own_runs(slug, data):
     label = f"FairLoRA/clip/{data}"

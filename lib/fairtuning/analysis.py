@@ -39,6 +39,9 @@ class Results:
         self.label = torch.from_numpy(unpack(examples["label"]).astype("int64"))
         self.group = torch.from_numpy(unpack(examples["group"]).astype("int64"))
         self.classes, self.groups = examples["label"]["classes"], len(examples["group_names"])
+        if examples.get("label_names") == examples["group_names"] and torch.equal(self.group, self.label):
+            # No attribute, so the classes stand for the groups: counts by both would grow with their third power.
+            self.group, self.groups = torch.zeros_like(self.group), 1
         self.resamples = resamples
         self.data_name = next((records[0]["data"]["name"] for records in self.runs.values()), "")
         self._counts: dict[str, Tensor] = {}
