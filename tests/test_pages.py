@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAIRTUNING_RESULTS", str(folder))
-        planted.fill([label for item in WATERBIRDS for label in study.LABELS[item]])
+        planted.fill([label for item in (*WATERBIRDS, "kinds") for label in study.LABELS[item]])
     return folder
 
 
@@ -71,13 +71,13 @@ def run(path, **parameters):
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem != "audit"], ids=lambda p: p.stem)
 def test_every_page_renders_without_records_and_with_all(path, folders, folder, monkeypatch):
     before = run(path)
-    if path.stem in ("waterbirds", "groups", "ranks", "radar"):
+    if path.stem in ("waterbirds", "groups", "ranks", "radar", "noise"):
         assert "Not run yet." in before and "fairtuning run sukumaran2024 --profile compact --only " in before
         assert 'href="../../book/records' not in before
     assert not list(folders.rglob("*.jsonl")), "a page only reads"
     monkeypatch.setenv("FAIRTUNING_RESULTS", str(folder))
     after = run(path)
-    if path.stem in ("waterbirds", "groups", "ranks", "radar"):
+    if path.stem in ("waterbirds", "groups", "ranks", "radar", "noise"):
         assert "ViT-Tiny/16 at 112 px" in after and "Not run yet." not in after and after != before
         assert 'href="../../book/records/sukumaran2024.html#run-' in after
     assert "nan" not in re.sub(r"<[^>]*>", "", after).lower().split()
