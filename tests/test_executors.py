@@ -94,6 +94,38 @@ def test_a_dead_worker_process_is_one_line_and_the_rest_is_recorded(tmp_path):
     assert compute(toy_work, tmp_path, pool=Inline()) == SQUARES
 
 
+def slow_work(folder, unit):
+    (Path(folder) / "begun").write_text(str(os.getpid()))
+    time.sleep(3)
+    (Path(folder) / "ended").touch()
+    return toy_work(unit)
+
+
+def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
+    """They went on once, a core and 1.6 GB each, beside the launcher that was started after it."""
+    code = f"""
+from functools import partial
+from fairtuning.runs import Store, executor, run_all
+from test_executors import slow_work
+if __name__ == "__main__":
+    store = Store({str(tmp_path / "toy.jsonl")!r})
+    with store.writing(), executor("processes") as (pool, in_flight):
+        run_all([[0]], partial(slow_work, {str(tmp_path)!r}), store=store, executor=pool, in_flight=in_flight)
+"""
+    script = tmp_path / "launch.py"
+    script.write_text(code)
+    path = os.pathsep.join([str(HERE.parent / "lib"), str(HERE)])
+    launcher = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path})
+    for _ in range(1200):
+        if (tmp_path / "begun").exists():
+            break
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    time.sleep(4)
+    assert (tmp_path / "begun").exists() and not (tmp_path / "ended").exists()
+
+
 @pytest.mark.parametrize("name", ["threads", "", "Inline"])
 def test_an_unknown_executor_is_one_line(name):
     with pytest.raises(RunError) as error, executor(name):

@@ -219,7 +219,8 @@ def executor(name: str) -> Iterator[tuple[Executor, int]]:
         from concurrent.futures import ProcessPoolExecutor
 
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_the_launcher) as pool:
             yield pool, workers + 1
     elif ":" in name:
         try:
@@ -240,6 +241,19 @@ def executor(name: str) -> Iterator[tuple[Executor, int]]:
                 raise RunError(f"{what} ({name}); what returned is recorded: start again to go on") from None
     else:
         raise RunError(f"executor is {name!r}; allowed: inline, processes, or a dask scheduler's address (tcp://…)")
+
+
+def _end_with_the_launcher() -> None:
+    """In a worker process: ends it when its launcher is gone, however that died; by itself it would compute what it
+    has been handed, for nobody, and then wait for ever."""
+    import multiprocessing
+    import threading
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_all(
