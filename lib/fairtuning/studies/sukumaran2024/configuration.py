@@ -87,6 +87,7 @@ PROFILES = {
                 "label": "kind",
                 "attribute": "background",
                 "epochs": 5,
+                "penalties": (0.01, 0.1, 1.0),  # eq. 1 is a sum over groups: of 70 classes it is the larger
             },
         },
         "rank": 16,
@@ -94,7 +95,6 @@ PROFILES = {
         "rank_seeds": 3,
         "rates": {"lora": (0.0003, 0.001, 0.003, 0.01), "full": (0.00003, 0.0001, 0.0003, 0.001)},
         "penalties": (0.1, 1.0, 10.0),
-        "penalties of kinds": (0.01, 0.1, 1.0),  # eq. 1 is a sum over groups: of 70 classes it is the larger
         "rule": "R2",
         "keep": "last",  # the best by validation accuracy is mostly the first here, which leans to the larger class
         "settings": {"schedule": "cosine", "keep": "best"},  # of a search, whose records hold every epoch anyhow
@@ -326,12 +326,14 @@ def selected(label: str, profile_name: str, lookup: Lookup) -> tuple[Run, list[l
     if not offered(label, profile_name):
         raise FairtuningError(f"{label!r} is not offered in profile {profile_name}")
     data = named.data or next(iter(profile["data"]))
+    options = {"data": data, "penalties": profile["penalties"]} | profile["data"][data]
+    penalties = options.pop("penalties")
     run = replace(
         named.run,
         backbone=named.backbone or profile["backbones"][0],
         rank=Run.rank if named.run.method == "full" else profile["rank"],
         evaluate="validation",
-        **({"data": data} | profile["data"][data]),
+        **options,
         **profile["settings"],
     )
     searches = []
@@ -347,9 +349,8 @@ def selected(label: str, profile_name: str, lookup: Lookup) -> tuple[Run, list[l
     rate = choose([replace(plain, learning_rate=rate) for rate in rates], "R1").learning_rate
     run = replace(run, learning_rate=rate)
     if run.penalty is None:
-        grid = profile.get(f"penalties of {data}", profile["penalties"])
-        penalties = [replace(run, penalty=penalty) for penalty in grid]
-        run = choose(penalties, named.rule or profile["rule"])
+        candidates = [replace(run, penalty=penalty) for penalty in penalties]
+        run = choose(candidates, named.rule or profile["rule"])
     return replace(run, rank=named.rank or run.rank, keep=profile["keep"], evaluate="test"), searches
 
 
