@@ -210,15 +210,16 @@ def test_without_strength_the_penalty_changes_nothing(fair, plain):
 
 
 GOLDEN = {  # two epochs: accuracy, loss and worst cell on the 826 test images, trained numbers
-    "LoRA": (0.840194, 0.3902699, 0.783251, 3170),
-    "FairLoRA/lambda=1": (0.830508, 0.3940364, 0.753695, 3170),
-    "FairLoRA/lambda=1/groups=cell": (0.789346, 0.4574135, 0.694581, 3170),
-    "FFT": (0.899516, 0.2634354, 0.79803, 77522),
+    "LoRA": (0.854722, 0.40774262, 0.790476, 3170),
+    "FairLoRA/lambda=1": (0.846247, 0.4031119, 0.802956, 3170),
+    "FairLoRA/lambda=1/groups=cell": (0.734867, 0.48053899, 0.610837, 3170),
+    "FFT": (0.90678, 0.28093836, 0.788177, 77522),
 }
 
 
 def test_golden_numbers():
-    """If these move, so has the meaning of committed records: raise the method's version."""
+    """If these move, so has the meaning of committed records: raise the method's version. They are the same on every
+    processor (tried with ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2), since the backbone is (`work._small`)."""
     for label, golden in GOLDEN.items():
         record = record_of(small(label))
         found = record["accuracy"]["test"], record["loss"]["test"], record["worst"]["test"], record["parameters"]

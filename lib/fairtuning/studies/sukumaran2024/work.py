@@ -243,10 +243,16 @@ def _small() -> tuple[nn.Module, float]:
         torch.manual_seed(0)
         model = VisionTransformer(
             img_size=8, patch_size=2, embed_dim=48, depth=4, num_heads=4, mlp_ratio=2, num_classes=10
-        ).eval()
+        )
+    # Training multiplies what rounds differently on another processor into another network: it starts from numbers that
+    # are the same everywhere, in float64.
+    model = model.double().eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.copy_((value * 2**16).round() / 2**16)
     data = datasets.load("parity", label="digit")
     rows = data.part("pretraining")
-    inputs = (data.inputs[rows].float() - 127.5) / 127.5
+    inputs = (data.inputs[rows].double() - 127.5) / 127.5
     trained = train(
         dict(model.named_parameters()),
         lambda parameters, batch: functional_call(model, parameters, (batch[0],))[None],
@@ -260,7 +266,7 @@ def _small() -> tuple[nn.Module, float]:
         batch_size=32,
     )
     model.load_state_dict(trained)
-    return model, time.perf_counter() - before
+    return model.float(), time.perf_counter() - before
 
 
 # ----------------------------------------------------------------------------------------------------------- training
