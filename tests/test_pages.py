@@ -273,7 +273,8 @@ def test_every_number_leads_to_a_section_of_records(full, tmp_path):
     page = next(path for path in record_pages.write(tmp_path) if path.stem == NAME).read_text()
     anchors = re.findall(r"^\(run-(\w+)\)=$", page, re.M)
     assert len(anchors) == len(set(anchors)), "two labels of the same runs share a section"
-    links = {key for link in pages.RecordsBehind(NAME, full).links for key in re.findall(r"#run-(\w+)", link)}
+    found = [full, report.results(NAME, "compact", "kinds")]
+    links = {key for link in pages.RecordsBehind(NAME, *found).links for key in re.findall(r"#run-(\w+)", link)}
     assert links == set(anchors)
     assert f"fairtuning verify {NAME} --profile compact --key {anchors[0]}" in page
     store = report.Store.of(NAME, "compact")
