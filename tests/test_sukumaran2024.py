@@ -219,7 +219,7 @@ GOLDEN = {  # two epochs: accuracy, loss and worst cell on the 826 test images, 
 
 def test_golden_numbers():
     """If these move, so has the meaning of committed records: raise the method's version. They are the same on every
-    processor (tried with ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2), since the backbone is (`work._small`)."""
+    processor (tried with ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2), as the backbone is (`work._small`)."""
     for label, golden in GOLDEN.items():
         record = record_of(small(label))
         found = record["accuracy"]["test"], record["loss"]["test"], record["worst"]["test"], record["parameters"]
