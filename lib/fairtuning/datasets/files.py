@@ -84,8 +84,10 @@ def _download(url: str, path: Path, expected: str) -> None:
     pup = pooch.create(
         path=path.parent, base_url="", urls={part.name: url}, registry={part.name: None}, retry_if_failed=2
     )
+    answers: list[requests.Response] = []  # which pooch leaves open when it raises
+    hooks = {"response": lambda answer, **_: answers.append(answer)}
     try:
-        pup.fetch(part.name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=20))
+        pup.fetch(part.name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=20, hooks=hooks))
         check(part, expected)
         os.replace(part, path)
     except (requests.RequestException, OSError, ValueError) as error:
@@ -96,4 +98,6 @@ def _download(url: str, path: Path, expected: str) -> None:
     except DataError as error:
         raise DataError(str(error).replace(str(part), url).replace("delete it and fetch again", "try again")) from None
     finally:
+        for answer in answers:
+            answer.close()
         part.unlink(missing_ok=True)
