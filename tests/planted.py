@@ -7,8 +7,8 @@ from fairtuning.runs import Store, pack
 from fairtuning.studies import sukumaran2024 as study
 from fairtuning.studies.sukumaran2024.configuration import Run, key_with, published_digest, task_of
 from fairtuning.studies.sukumaran2024.tables import vit_parameters
+from fairtuning.studies.sukumaran2024.work import BATCHES
 
-BATCHES = (1 / 4, 1, 4, 16)
 NAMES = (("landbird", "waterbird"), ("land", "water"))
 SIZES = {"validation": (40, 40, 12, 12), "test": (200, 200, 60, 60)}  # (label, group): 00, 01, 10, 11
 HERE = {"kind": "environment", "key": "planted", "processor": "none", "python": "3", "packages": {}, "commit": "none"}

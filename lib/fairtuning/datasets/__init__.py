@@ -1,6 +1,6 @@
 """Grouped data: every data set gives inputs, a label, a group and a split, with names for their values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
@@ -14,6 +14,12 @@ from fairtuning import FairtuningError
 
 class DataError(FairtuningError):
     """Data that is missing, changed or malformed."""
+
+
+def check_choice(what: str, value: str, allowed: Collection[str]) -> None:
+    """Raises DataError, in one line, unless ``value`` is among ``allowed``."""
+    if value not in allowed:
+        raise DataError(f"{what} is {value!r}; allowed: {', '.join(allowed)}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, images
+from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
 
 LEVELS = ("variant", "family", "manufacturer")
 SPLITS = ("training", "validation", "test")
@@ -73,9 +73,8 @@ def read(
     No attribute of this data set is sensitive: by default the groups are the classes, as in arXiv 2410.17358.
     """
     group = group or label
-    for value, what in ((label, "label"), (group, "group")):
-        if value not in LEVELS:
-            raise DataError(f"{what} is {value!r}; allowed: {', '.join(LEVELS)}")
+    check_choice("label", label, LEVELS)
+    check_choice("group", group, LEVELS)
     packed = images.read(RECIPE, size=size, crop=crop, faulty=faulty, edition=edition)
     label_names, labels = np.unique(packed.columns[label], return_inverse=True)
     group_names, groups = np.unique(packed.columns[group], return_inverse=True)

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, images
+from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
 
 SPLITS = ("training", "validation", "test")
 TEXTS = ("list_attr_celeba.txt", "list_eval_partition.txt")
@@ -45,8 +45,7 @@ ORIGIN = archives.Origin(
 
 def numbers(subset: str) -> np.ndarray:
     """The image numbers of a committed subset, ascending: 34 stands for 000034.jpg."""
-    if subset not in SUBSETS:
-        raise DataError(f"subset is {subset!r}; allowed: {', '.join(SUBSETS)}")
+    check_choice("subset", subset, SUBSETS)
     text = resources("fairtuning.datasets").joinpath("editions", f"{subset}.txt").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     bits = np.frombuffer(zlib.decompress(base64.b64decode("".join(lines))), dtype=np.uint8)
@@ -124,9 +123,8 @@ def read(
     recipe = _subset(subset) if subset else RECIPE
     packed = images.read(recipe, size=size, crop=crop, faulty=faulty, edition=edition)
     attributes = sorted(set(packed.columns) - {"split", "name", "content"})
-    for value, what in ((label, "label"), (group, "group")):
-        if value not in attributes:
-            raise DataError(f"{what} is {value!r}; allowed: {', '.join(attributes)}")
+    check_choice("label", label, attributes)
+    check_choice("group", group, attributes)
     if label == group:
         raise DataError(f"label and group are both {label!r}; they must differ")
     return packed.grouped(

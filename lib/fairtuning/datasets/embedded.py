@@ -9,7 +9,7 @@ import json
 import numpy as np
 import torch
 
-from fairtuning.datasets import DataError, GroupedData
+from fairtuning.datasets import DataError, GroupedData, check_choice
 
 SPLITS = ("pretraining", "training", "validation", "test")
 GROUNDS = (230, 159, 0), (0, 114, 178)  # orange and blue that colour-blind readers tell apart
@@ -95,8 +95,7 @@ def parity(*, label: str = "parity", alignment: float = 0.95, seed: int = 0, spl
     ones on blue: the ground is a shortcut to the label. Every other image appears twice, once on each ground.
     ``label`` is "parity", or "digit" for the digit itself. inputs ``[N, 3, 8, 8]`` uint8, ink white.
     """
-    if label not in ("parity", "digit"):
-        raise DataError(f"label is {label!r}; allowed: parity, digit")
+    check_choice("label", label, ("parity", "digit"))
     images, digit, split = _read_digits(alignment, split_seed)
     group = (digit % 2) ^ (np.random.default_rng(seed).random(len(digit)) >= alignment)
     twins = np.flatnonzero(split != SPLITS.index("training"))

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairtuning.datasets import DataError, GroupedData, archives, files
+from fairtuning.datasets import DataError, GroupedData, archives, check_choice, files
 from fairtuning.paths import data_folder
 
 #: "center": scaled until it covers the size, the middle kept. "stretch": scaled to the size, the aspect ratio lost.
@@ -135,9 +135,8 @@ def read(
     ``faulty="skip"`` leaves out what cannot be decoded or has no label, and says so in the notes; "refuse" raises.
     """
     size = parse_size(size)
-    for value, allowed, what in ((crop, CROPS, "crop"), (faulty, FAULTY, "faulty")):
-        if value not in allowed:
-            raise DataError(f"{what} is {value!r}; allowed: {', '.join(allowed)}")
+    check_choice("crop", crop, CROPS)
+    check_choice("faulty", faulty, FAULTY)
     path, facts = _packed(recipe, size, crop, edition) or _pack(recipe, size, crop, faulty, edition)
     if facts["faulty"] and faulty == "refuse":
         raise DataError(_refusal(path, facts["faulty"]))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairtuning.datasets import DataError, GroupedData, archives, images
+from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
 
 GENDERS = ("male", "female")
 LISTS = ("male_names.txt", "female_names.txt")
@@ -133,9 +133,8 @@ def read(
     """
     packed = images.read(RECIPE, size=size, crop=crop, faulty=faulty, edition=edition)
     allowed = sorted(set(packed.columns) - {"name", "content"})
-    for value, what in ((label, "label"), (group, "group")):
-        if value not in allowed:
-            raise DataError(f"{what} is {value!r}; allowed: {', '.join(allowed)}")
+    check_choice("label", label, allowed)
+    check_choice("group", group, allowed)
     if label == group:
         raise DataError(f"label and group are both {label!r}; they must differ")
     names = {name: GENDERS if name == "gender" else (f"not {name}", name) for name in (label, group)}

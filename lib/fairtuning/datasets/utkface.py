@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, images
+from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
 
 GENDERS = ("male", "female")
 RACES = ("White", "Black", "Asian", "Indian", "Others")
@@ -61,10 +61,9 @@ def read(
     ``label``: "age>=median" (of the training part), "age>=30" or another age, "gender" (1 = female), "race" (five
     values) or "white" (1 = White); ``group``: "gender", "race" or "white".
     """
-    if group not in GROUPS:
-        raise DataError(f"group is {group!r}; allowed: {', '.join(GROUPS)}")
-    if label not in LABELS and not re.fullmatch(r"age>=\d{1,3}", label):
-        raise DataError(f"label is {label!r}; allowed: {', '.join(LABELS)}")
+    check_choice("group", group, GROUPS)
+    if not re.fullmatch(r"age>=\d{1,3}", label):
+        check_choice("label", label, LABELS)
     if label == group:
         raise DataError(f"label and group are both {label!r}; they must differ")
     packed = images.read(RECIPE, size=size, crop=crop, faulty=faulty, edition=edition)

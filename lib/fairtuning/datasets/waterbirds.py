@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, images
+from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
 
 BIRDS = ("landbird", "waterbird")
 LABELS = ("bird", "kind")
@@ -85,9 +85,8 @@ def read(
     ``label``: "bird" (1 = waterbird) or "kind" (70 of them, with 18 to 581 training images: `kind_of`, ours);
     ``group``: "background" (1 = water).
     """
-    for value, allowed, what in ((label, LABELS, "label"), (group, ("background",), "group")):
-        if value not in allowed:
-            raise DataError(f"{what} is {value!r}; allowed: {', '.join(allowed)}")
+    check_choice("label", label, LABELS)
+    check_choice("group", group, ("background",))
     packed = images.read(RECIPE, size=size, crop=crop, faulty=faulty, edition=edition)
     bird, place, split = (torch.from_numpy(packed.columns[name]) for name in ("label", "group", "split"))
     for number, (part, expected) in enumerate(COUNTS.items()):

@@ -10,7 +10,7 @@ from functools import cache
 from fairtuning import FairtuningError
 from fairtuning.runs import Record, key_of
 from fairtuning.studies import planning
-from fairtuning.studies.sukumaran2024.configuration import digest
+from fairtuning.studies.sukumaran2024.configuration import SMALL, digest
 
 NAME = "kamalaruban2025"
 
@@ -345,8 +345,12 @@ def task_key(run: Run) -> str:
     return f"{run.label}-{run.attribute}"
 
 
+def version_of(run: Run) -> int:
+    return VERSIONS[run.method] + (SMALL if run.backbone == "small" else 0)
+
+
 def key_with(run: Run, digest: str) -> str:
-    return key_of(run, digest=digest, version=VERSIONS[run.method])
+    return key_of(run, digest=digest, version=version_of(run))
 
 
 @cache

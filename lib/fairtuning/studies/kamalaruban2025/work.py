@@ -30,7 +30,7 @@ from fairtuning.datasets import images
 from fairtuning.networks import Parameters, head
 from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, RunError, environment, pack
-from fairtuning.studies.kamalaruban2025.configuration import VERSIONS, Run, selected, task_key
+from fairtuning.studies.kamalaruban2025.configuration import Run, selected, task_key, version_of
 from fairtuning.studies.sukumaran2024.work import small
 
 LEVELS = 256  # a score is kept as one byte
@@ -175,7 +175,7 @@ def _record(run: Run, data: datasets.GroupedData) -> Record:
     record = make_record(
         run,
         data,
-        version=VERSIONS[run.method],
+        version=version_of(run),
         scores=scores,
         history=[round(accuracy, 4) for accuracy in developer.curve],
         parameters=sum(developer.model[name].numel() for name in (*frozen.shapes, "W", "b")),

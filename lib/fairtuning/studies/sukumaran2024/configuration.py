@@ -51,6 +51,8 @@ STARTS = {"pissa": None, "fisher": "neutralised", "pooled": "pooled", "random": 
 
 #: Raised by hand when what a method does changes; part of every key.
 VERSIONS = {"lora": 1, "full": 1} | {f"lora-{start}": 1 for start in STARTS}
+#: Likewise, for runs on the classroom's backbone, when its pre-training changes.
+SMALL = 1
 
 #: One seed tells the settings of a search apart well enough, for they lie a factor of three or more apart.
 SEARCH_SEEDS = 1
@@ -401,8 +403,12 @@ def digest(data: str, size: int | str, edition: str) -> str:
     return published_digest(data, size, edition) or datasets.load(data, size=size, edition=edition).digest
 
 
+def version_of(run: Run) -> int:
+    return VERSIONS[run.method] + (SMALL if run.backbone == "small" else 0)
+
+
 def key_with(run: Run, digest: str) -> str:
-    return key_of(run, digest=digest, version=VERSIONS[run.method])
+    return key_of(run, digest=digest, version=version_of(run))
 
 
 @cache

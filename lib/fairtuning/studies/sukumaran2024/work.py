@@ -30,7 +30,7 @@ from fairtuning.metrics import group_counts
 from fairtuning.networks import Parameters, count, head
 from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, RunError, environment
-from fairtuning.studies.sukumaran2024.configuration import STARTS, VERSIONS, Run, task_of
+from fairtuning.studies.sukumaran2024.configuration import STARTS, Run, task_of, version_of
 from fairtuning.training import Batch, train
 
 EVALUATED = 128  # images at a time
@@ -82,7 +82,7 @@ def _record(run: Run, data: datasets.GroupedData) -> Record:
     record = make_record(
         run,
         data,
-        version=VERSIONS[run.method],
+        version=version_of(run),
         scores=scores,
         history=[round(epoch.accuracy, 4) for epoch in training.curve],
         parameters=count(parameters),
@@ -305,7 +305,7 @@ class Training:
     def objective(self, logits: Tensor, label: Tensor, group: Tensor) -> Tensor:
         """``[1]``, of logits ``[1, m, k]``."""
         kind = self.run.objective
-        self.seen.append((cross_entropy(logits.detach(), label)[0].cpu(), group[0].cpu()))
+        self.seen.append((cross_entropy(logits.detach(), label)[0], group[0]))
         if kind == "smoothed":
             loss = cross_entropy(logits, label)
             spread, self.average = smoothed_group_loss_variance(loss, group, average=self.average)
@@ -318,7 +318,7 @@ class Training:
         return variance_penalised_loss(logits, label, group=group, groups=self.groups, lam=self.run.penalty)
 
     def after_epoch(self, parameters: Parameters) -> None:
-        loss, group = (torch.cat(parts) for parts in zip(*self.seen, strict=True))
+        loss, group = (torch.cat(parts).cpu() for parts in zip(*self.seen, strict=True))
         self.seen.clear()
         found = [penalty_and_signal(loss, group, groups=self.groups, batch_size=size) for size in self.batch_sizes]
         self.penalties.append([tuple(_five_digits(value) for value in pair) for pair in found])
