@@ -283,6 +283,22 @@ def test_every_number_leads_to_a_section_of_records(full, tmp_path):
     assert searched and all(f"`{key}`" in listed for key in searched)
 
 
+def test_searches_stand_once_with_the_rules_that_select(full, tmp_path):
+    store = report.Store.of(NAME, "compact")
+    labels = ["LoRA", "FairLoRA", "FairLoRA/groups=cell", "FFT"]
+    rows = measures.search_rows(store, "compact", labels)
+    rates = study.PROFILES["compact"]["rates"]
+    assert [row[:3] for row in rows[:4]] == [["LoRA", "rate", f"{rate:g}"] for rate in rates["lora"]]
+    assert [row[0] for row in rows[4:]] == ["FairLoRA"] * 3 + ["FairLoRA/groups=cell"] * 3 + ["FFT"] * 4
+    for of, setting in (("LoRA", "learning_rate"), ("FairLoRA/groups=cell", "penalty")):
+        rule = "R1" if setting == "learning_rate" else "R2"
+        [taken] = [float(row[2]) for row in rows if row[0] == of and rule in row[5]]
+        assert taken == full.records(of)[0]["configuration"][setting]
+        assert all(row[5] in ("", "R1") for row in rows if row[1] == "rate")
+    empty = measures.search_rows(report.Store(tmp_path / "none.jsonl"), "compact", ["LoRA"])
+    assert [row[3:] for row in empty] == [["not run", "not run", ""]] * 4
+
+
 def test_record_pages_without_records(folders, tmp_path):
     for path in record_pages.write(tmp_path):
         assert "No records yet: `fairtuning run " in path.read_text()

@@ -1,6 +1,6 @@
 """What the book's pages on P2 show beside the tables: columns as effects, recalls of the cells, searches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from fairtuning.analysis import Results
 from fairtuning.runs import Record, Store
 from fairtuning.statistics import Effect, resampled_counts
-from fairtuning.studies.sukumaran2024.configuration import Run, seeded, selected
+from fairtuning.studies.sukumaran2024.configuration import PROFILES, RULES, Run, best, judged, seeded, selected
 from fairtuning.studies.sukumaran2024.tables import METRIC, attribute_agreement, lookup_in
 
 
@@ -81,6 +81,26 @@ def searches(store: Store, profile: str, label: str) -> list[list[tuple[Run, Rec
     lookup = lookup_in(store)
     _, found = selected(label, profile, lookup)
     return [[(run, lookup(seeded(run, 0))) for run in candidates] for candidates in found]
+
+
+def search_rows(store: Store, profile: str, labels: Sequence[str]) -> list[list[str]]:
+    """The searches behind ``labels`` as rows of text, each candidate once: for what, setting, value, validation
+    accuracy and worst group in percent, at the epoch that the rules judge, and the rules that select it (a rate: R1).
+    """
+    keep, rows = PROFILES[profile]["keep"], {}
+    for label in labels:
+        method = "LoRA" if label.split("/")[0].endswith("LoRA") else "FFT"
+        for step in searches(store, profile, label):
+            of_rate = len({run.learning_rate for run, _ in step}) > 1  # one search for all labels of a method
+            rules = RULES[:1] if of_rate else RULES
+            picks = {rule: best([run for run, _ in step], dict(step).get, rule=rule, keep=keep) for rule in rules}
+            for run, record in step:
+                place = (method, "rate", run.learning_rate) if of_rate else (label, "lambda", run.penalty)
+                judgement = judged(record, keep) if record else {}
+                scores = [f"{100 * judgement[name]:.2f}" if record else "not run" for name in ("accuracy", "worst")]
+                chosen = ", ".join(rule for rule, pick in picks.items() if pick == run)
+                rows[place] = [*place[:2], f"{place[2]:g}", *scores, chosen]
+    return list(rows.values())
 
 
 def measures(results: Results | None) -> dict[str, Callable[..., Effect]]:
