@@ -125,7 +125,7 @@ class Network:
             given = importance(self.backbone, run, data) if STARTS.get(start) else start or "zero"
             model = adapters.add(model, rank=run.rank, alpha=run.alpha, layers=run.layers, start=given, seed=run.seed)
         self.attention = "fused"
-        if (run.device, run.precision) == ("cpu", "bfloat16"):
+        if run.device == "cpu":
             model, self.attention = backbones.write_out_attention(model), "written out"
         self.module = _Prefixed(model).to(run.device).eval()
         self.device, self.precision = torch.device(run.device), getattr(torch, run.precision)
@@ -246,7 +246,7 @@ def _small() -> tuple[nn.Module, float]:
         )
     # Training multiplies what rounds differently on another processor into another network: it starts from numbers that
     # are the same everywhere, in float64.
-    model = model.double().eval()
+    model = backbones.write_out_attention(model.double().eval())
     with torch.no_grad():
         for value in model.parameters():
             value.copy_((value * 2**16).round() / 2**16)
