@@ -46,11 +46,11 @@ def row(
     return found | {"target": target, "met": met, "note": note}
 
 
-def write(rows: Sequence[dict[str, Any]], output: Path, *, packages: Sequence[str]) -> None:
+def write(rows: Sequence[dict[str, Any]], output: Path, *, packages: Sequence[str], hardware: str = "") -> None:
     """``{"meta": {hardware, versions}, "rows": [...]}`` as JSON, and the rows on the terminal."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"meta": {"hardware": processor(), "versions": versions}, "rows": list(rows)}
+    content = {"meta": {"hardware": hardware or processor(), "versions": versions}, "rows": list(rows)}
     output.write_text(json.dumps(content, indent=1) + "\n")
     for one in rows:
         seconds = "" if one["seconds"] is None else f"{one['seconds']:.3g} s"

@@ -78,9 +78,7 @@ def test_no_machine_paths_and_no_error_in_stored_outputs(path):
 def test_pictures_of_a_notebook_have_alternative_text(path):
     for cell in cells(path, "code"):
         drawn = any("image/png" in out.get("data", {}) for out in cell["outputs"])
-        assert not drawn or cell["metadata"].get("mystnb", {}).get("image", {}).get("alt"), "".join(
-            cell["source"]
-        )[:60]
+        assert not drawn or cell["metadata"].get("mystnb", {}).get("image", {}).get("alt"), "".join(cell["source"])[:60]
 
 
 def test_notebooks_and_table_of_contents_agree():
@@ -201,9 +199,7 @@ def test_nothing_is_loaded_from_elsewhere(path):
     assert not re.findall(r"!\[[^\]]*\]\((?:https?:)?//", text)
     assert not re.findall(r"\{(?:figure|image|video|iframe)\}\s*(?:https?:)?//", text)
     stored = json.dumps([c["outputs"] for c in cells(path, "code")]) if path.suffix == ".ipynb" else ""
-    assert not re.findall(
-        r"""<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\\?["'](?:https?:)?//""", text + stored
-    )
+    assert not re.findall(r"""<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\\?["'](?:https?:)?//""", text + stored)
 
 
 @page
@@ -254,15 +250,9 @@ WHOLE = '<html><body id="a"><a href="b.html#x">b</a><a href="https://else.org">e
 @pytest.fixture
 def site(tmp_path):
     (tmp_path / "a.html").write_text(WHOLE)
-    (tmp_path / "b.html").write_text(
-        '<h1 id="x">x</h1><a href="#x">here</a><a href="#">top</a><a href="a.html">a</a>'
-    )
-    (tmp_path / "p.svg").write_text(
-        '<svg xmlns="http://www.w3.org/2000/svg"><a href="https://else.org"/></svg>'
-    )
-    (tmp_path / "s.css").write_text(
-        "b { background: url(data:image/png;base64,aa) } i { background: url(p.svg) }"
-    )
+    (tmp_path / "b.html").write_text('<h1 id="x">x</h1><a href="#x">here</a><a href="#">top</a><a href="a.html">a</a>')
+    (tmp_path / "p.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><a href="https://else.org"/></svg>')
+    (tmp_path / "s.css").write_text("b { background: url(data:image/png;base64,aa) } i { background: url(p.svg) }")
     return tmp_path
 
 

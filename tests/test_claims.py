@@ -26,9 +26,7 @@ def effect(truth, generator, *, n=10, noise=1.0):
 
 
 def claim(number, *parts):
-    return Claim(
-        id=f"P0-C{number}", place="Table 1", statement="", origin="ours", data={"adult": OnData(parts=parts)}
-    )
+    return Claim(id=f"P0-C{number}", place="Table 1", statement="", origin="ours", data={"adult": OnData(parts=parts)})
 
 
 def part(test, name="q", m=M, **more):
@@ -184,9 +182,7 @@ def test_exact_claims_take_no_part_in_the_adjustment():
     values = {"q": effect(0.3, generator, noise=2), "e": Effect(torch.ones(1))}
     quantities = {name: lambda name=name: values[name] for name in values}
     alone = claims.evaluate([claim(1, part("greater"))], quantities, profile="paper")
-    beside = claims.evaluate(
-        [claim(1, part("greater")), claim(2, part("exact", "e"))], quantities, profile="paper"
-    )
+    beside = claims.evaluate([claim(1, part("greater")), claim(2, part("exact", "e"))], quantities, profile="paper")
     assert alone[0] == beside[0] and alone[0].reason != beside[1].reason
 
 
@@ -316,9 +312,7 @@ def test_zhang2024_with_planted_results():
 
     quantities = {
         "difference": difference,
-        "parameter_saving": lambda of, against: Effect(
-            torch.tensor([{"network": 696.0, "head": -4.0}[against]])
-        ),
+        "parameter_saving": lambda of, against: Effect(torch.tensor([{"network": 696.0, "head": -4.0}[against]])),
         "below_base_rate_gap": lambda of: Effect(0.197 - runs[of][1]),
         "fisher_profile_distance": lambda: Effect(0.1 + 0.01 * torch.randn(10, generator=generator)),
     }

@@ -268,6 +268,12 @@ def test_environment_says_where_a_record_was_made(classroom):
     assert {record["environment"] for record in classroom.records.values()} == {environment["key"]}
     assert environment["processor"] and environment["python"] == sys.version.split()[0]
     assert set(environment["packages"]) == set(runs.PACKAGES) and environment["commit"]
+    assert "accelerator" not in environment
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(RunError, match=r"device is 'cuda:99', and torch .* finds none here; allowed here: cpu"):
+        runs.environment("cuda:99")
 
 
 # -------------------------------------------------------------------------------------------------- a launcher killed

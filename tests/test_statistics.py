@@ -37,9 +37,7 @@ def test_resampled_counts_equal_explicit_rows(runs, classes, groups, chunk, devi
     monkeypatch.setattr(statistics, "_CHUNK", chunk)  # a small one also cuts resamples and runs into blocks
     prediction, label, group = draw(runs=runs, n=40, classes=classes, groups=groups, device=device)
     options = dict(classes=classes, groups=groups)
-    counts = statistics.resampled_counts(
-        prediction.to(torch.uint8), label, group=group, **options, resamples=7, seed=3
-    )
+    counts = statistics.resampled_counts(prediction.to(torch.uint8), label, group=group, **options, resamples=7, seed=3)
     assert counts.shape == (7, *runs, groups, classes, classes) and counts.device.type == device
     seen = 0
     for rows, weights in statistics._weights(40, resamples=7, seed=3):
@@ -47,9 +45,7 @@ def test_resampled_counts_equal_explicit_rows(runs, classes, groups, chunk, devi
             picked = torch.arange(40).repeat_interleave(weight.long())
             assert len(picked) == 40
             picked = picked.to(device)
-            again = metrics.group_counts(
-                prediction[..., picked], label[picked], group=group[picked], **options
-            )
+            again = metrics.group_counts(prediction[..., picked], label[picked], group=group[picked], **options)
             assert torch.equal(counts[b].long(), again)
             seen += 1
     assert seen == 7

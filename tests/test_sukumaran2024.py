@@ -281,10 +281,30 @@ def test_on_a_cpu_attention_is_written_out(label):
     assert {m.fused_attn for m in network.module.modules() if hasattr(m, "fused_attn")} == {False}
 
 
-@pytest.mark.parametrize("attention, outcome", [("fused", "differs"), ("written out", "within the seed spread")])
-def test_a_record_of_another_kernel_need_not_be_made_again_bit_for_bit(attention, outcome):
-    """Records without a word on attention are of the fused one."""
-    made = {"here": {"processor": "one", "packages": {"torch": "2"}}}
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+@pytest.mark.parametrize("label", ["FairLoRA", "FairFFT"])
+def test_a_run_on_a_gpu_is_the_run_on_a_cpu_up_to_rounding(label):
+    run = replace(small(label), penalty=1.0)
+    here, there = (sukumaran2024.work([replace(run, device=device)]) for device in ("cpu", "cuda"))
+    accelerators = [lines[0].get("accelerator") for lines in (here, there)]
+    assert accelerators == [None, torch.cuda.get_device_name()]
+    ours, theirs = here[-1], there[-1]
+    assert theirs["backbone"]["attention"] == "fused" and ours["key"] != theirs["key"]
+    assert theirs["loss"]["test"] == pytest.approx(ours["loss"]["test"], rel=0.02)
+    assert theirs["curve"]["loss"] == pytest.approx(ours["curve"]["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "attention, made, outcome",
+    [
+        ("fused", {}, "differs"),
+        ("written out", {}, "within the seed spread"),
+        ("fused", {"accelerator": "a GPU"}, "within the seed spread"),
+    ],
+)
+def test_a_record_of_another_kernel_need_not_be_made_again_bit_for_bit(attention, made, outcome):
+    """Records without a word on attention are of the fused one; an accelerator adds up in any order."""
+    made = {"here": {"processor": "one", "packages": {"torch": "2"}} | made}
 
     def record(seed, accuracy, **more):
         values = {"accuracy": {"validation": accuracy}, "predictions": "", "loss": {}, "history": []}

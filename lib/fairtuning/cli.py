@@ -25,7 +25,10 @@ STOPPED = 130  # what typer makes of Ctrl-C
 Study = Annotated[str, typer.Argument(help="A study, named after its paper: zhang2024.")]
 Profile = Annotated[
     str | None,
-    typer.Option(help="Scale of the runs: classroom, compact or paper; default: the one that the book shows."),
+    typer.Option(
+        help="Scale of the runs: classroom, compact, gpu (arXiv 2410.17358 alone) or paper; "
+        "default: the one that the book shows."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, a list of objects, instead of a table.")]
 

@@ -96,7 +96,8 @@ def _environments(store: Store) -> list[str]:
     ]
     for key, entry in store.environments.items():
         packages = ", ".join(f"{name} {version}" for name, version in entry["packages"].items())
-        lines.append(f"| `{key}` | {entry['processor']} | {entry['python']} | {packages} | `{entry['commit'][:12]}` |")
+        made = ", ".join(entry[name] for name in ("accelerator", "processor") if name in entry)
+        lines.append(f"| `{key}` | {made} | {entry['python']} | {packages} | `{entry['commit'][:12]}` |")
     return [*lines, ""]
 
 

@@ -39,7 +39,7 @@ def frame(
         "configuration": asdict(run),
         "version": version,
         "data": {"name": data.name, "edition": data.edition, "digest": data.digest},
-        "environment": environment()["key"],
+        "environment": environment(getattr(run, "device", "cpu"))["key"],
         "history": history,
         "epoch": len(history),
         "parameters": parameters,

@@ -84,8 +84,9 @@ def unpack(packed: Record) -> np.ndarray:
 
 
 @cache
-def environment() -> Record:
-    """Where a record is made: processor, Python, packages, commit; with the key that records refer to it by."""
+def environment(device: str = "cpu") -> Record:
+    """Where a record is made: processor (and accelerator, where ``device``, of torch, is one), Python, packages,
+    commit; with the key that records refer to it by."""
     described = {
         "processor": _processor(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -93,6 +94,8 @@ def environment() -> Record:
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "commit": _commit(),
     }
+    if device != "cpu":
+        described["accelerator"] = _accelerator(device)
     return {"kind": "environment", "key": hashlib.sha256(canonical(described).encode()).hexdigest()[:12], **described}
 
 
@@ -102,6 +105,18 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _accelerator(device: str) -> str:
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError):
+        raise RunError(
+            f"device is {device!r}, and torch {torch.__version__} finds none here; allowed here: cpu"
+        ) from None
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def _commit() -> str:

@@ -43,7 +43,7 @@ def work(unit: Sequence[Run]) -> list[Record]:
     threads = torch.get_num_threads()
     torch.set_num_threads(unit[0].threads)
     try:
-        lines = [environment()]
+        lines = [environment(unit[0].device)]
         for run in unit:
             data = load(run)
             lines += [examples_line(data, split, task_key(run)) for split in ("validation", "test")]

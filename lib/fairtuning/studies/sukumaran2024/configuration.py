@@ -101,6 +101,20 @@ PROFILES = {
         "keep": "last",  # the best by validation accuracy is mostly the first here, which leans to the larger class
         "settings": {"schedule": "cosine", "keep": "best"},  # of a search, whose records hold every epoch anyhow
     },
+    "gpu": {  # between the two: compact's images enlarged to the 224 pixels that the backbones were made for
+        "seeds": 5,
+        "seconds": 10.0,  # on one H100
+        "backbones": ("vit-tiny",),
+        "data": {"waterbirds": {"size": 224, "edition": "resized-128", "epochs": 5}},
+        "rank": 16,
+        "largest_rank": 128,
+        "rank_seeds": 5,
+        "rates": {"lora": (0.0003, 0.001, 0.003, 0.01), "full": (0.00003, 0.0001, 0.0003, 0.001)},
+        "penalties": (0.1, 1.0, 10.0),
+        "rule": "R2",
+        "keep": "last",
+        "settings": {"device": "cuda", "batch_size": 128, "schedule": "cosine", "keep": "best"},
+    },
     "paper": {
         "seeds": 3,  # the paper's; a verdict needs five
         "seconds": 600.0,  # on one GPU, a guess
@@ -238,6 +252,7 @@ FAIR = [label for label in FOUR if label.startswith("Fair")]
 
 RANKED = [f"{label}/r={rank}" for rank in RANKS for label in ("LoRA", "FairLoRA")]
 TWELVE = [*FOUR, *(f"{label}/{backbone}" for backbone in ("clip", "dino") for label in FOUR)]
+GRID = (0.1, 1, 10)  # lambda, at every rank
 FACES = ["LoRA", "FairLoRA", "FairLoRA/groups=cell"]  # our question: other data than the paper's
 
 #: Which runs each table and figure needs, by its slug in published/sukumaran2024.yaml; then those of our own questions.
@@ -254,6 +269,7 @@ LABELS: dict[str, list[str]] = {
     "figure6-waterbirds": [f"{label}/dino" for label in FOUR],
     "figure8-waterbirds": FOUR,
     "ranks": RANKED,
+    "grid": [f"FairLoRA/r={rank}/lambda={penalty}" for rank in RANKS for penalty in GRID],
     "groups-fft": [f"FairFFT/groups={groups}" for groups in ("cell", "background")],
     "collapse": ["FairLoRA/lambda=10", "FairLoRA/lambda=100"],
     "table6": [f"{label}/aircraft" for label in TWELVE],

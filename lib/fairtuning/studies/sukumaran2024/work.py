@@ -43,7 +43,7 @@ def work(unit: Sequence[Run]) -> list[Record]:
     threads = torch.get_num_threads()
     torch.set_num_threads(unit[0].threads)
     try:
-        lines = [environment()]
+        lines = [environment(unit[0].device)]
         for run in unit:
             data = _load(run.data, run.size, run.edition, run.label, run.attribute)
             lines += [examples_line(data, split, task_of(run)) for split in ("validation", "test")]
