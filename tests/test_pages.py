@@ -22,16 +22,21 @@ from fairtuning.studies.sukumaran2024.tables import vit_parameters
 NAME = "sukumaran2024"
 FOUR = ["LoRA", "FairLoRA", "FFT", "FairFFT"]
 WATERBIRDS = ("table2", "groups", "groups-fft", "rule", "baselines", "ranks", "collapse")
+#: Pages that show nothing of ours without records, and their profile and size.
+OURS = dict.fromkeys(("waterbirds", "groups", "ranks", "radar", "noise"), ("compact", 112)) | {"grid": ("gpu", 224)}
 NOTEBOOKS = sorted((ROOT / "notebooks" / NAME).glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Results in which every run of the compact Waterbirds pages has a planted record; only ever read."""
+    """Results in which every run of the Waterbirds pages has a planted record; only ever read."""
     folder = tmp_path_factory.mktemp("planted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAIRTUNING_RESULTS", str(folder))
         planted.fill([label for item in (*WATERBIRDS, "kinds") for label in study.LABELS[item]])
+        planted.fill(
+            [label for item in ("table2", "groups", "ranks", "grid") for label in study.LABELS[item]], profile="gpu"
+        )
     return folder
 
 
@@ -71,14 +76,15 @@ def run(path, **parameters):
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem != "audit"], ids=lambda p: p.stem)
 def test_every_page_renders_without_records_and_with_all(path, folders, folder, monkeypatch):
     before = run(path)
-    if path.stem in ("waterbirds", "groups", "ranks", "radar", "noise"):
-        assert "Not run yet." in before and "fairtuning run sukumaran2024 --profile compact --only " in before
+    profile, size = OURS.get(path.stem, ("", 0))
+    if profile:
+        assert "Not run yet." in before and f"fairtuning run sukumaran2024 --profile {profile} --only " in before
         assert 'href="../../book/records' not in before
     assert not list(folders.rglob("*.jsonl")), "a page only reads"
     monkeypatch.setenv("FAIRTUNING_RESULTS", str(folder))
     after = run(path)
-    if path.stem in ("waterbirds", "groups", "ranks", "radar", "noise"):
-        assert "ViT-Tiny/16 at 112 px" in after and "Not run yet." not in after and after != before
+    if profile:
+        assert f"ViT-Tiny/16 at {size} px" in after and "Not run yet." not in after and after != before
         assert 'href="../../book/records/sukumaran2024.html#run-' in after
     assert "nan" not in re.sub(r"<[^>]*>", "", after).lower().split()
 
@@ -273,7 +279,7 @@ def test_every_number_leads_to_a_section_of_records(full, tmp_path):
     page = next(path for path in record_pages.write(tmp_path) if path.stem == NAME).read_text()
     anchors = re.findall(r"^\(run-(\w+)\)=$", page, re.M)
     assert len(anchors) == len(set(anchors)), "two labels of the same runs share a section"
-    found = [full, report.results(NAME, "compact", "kinds")]
+    found = [full, report.results(NAME, "compact", "kinds"), report.results(NAME, "gpu")]
     links = {key for link in pages.RecordsBehind(NAME, *found).links for key in re.findall(r"#run-(\w+)", link)}
     assert links == set(anchors)
     assert f"fairtuning verify {NAME} --profile compact --key {anchors[0]}" in page
