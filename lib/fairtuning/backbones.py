@@ -144,8 +144,8 @@ def _make(
 def write_out_attention(model: nn.Module) -> nn.Module:
     """``model`` itself, attention computed as two products and a softmax in place of torch's fused kernel.
 
-    Equal to rounding. On a CPU it is mostly faster: the fused kernel's backward pass can be half of a LoRA step in
-    bfloat16 (benchmarks/lora.py).
+    Equal to rounding. On a CPU in bfloat16 the fused kernel's backward pass can be half of a LoRA step; in float32 the
+    two are alike (benchmarks/lora.py).
     """
     for module in model.modules():
         if hasattr(module, "fused_attn"):  # timm's switch
