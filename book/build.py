@@ -168,6 +168,7 @@ def run_notebooks(
         if fresh or not target.exists() or not kept.exists() or kept.read_text() != stamp(*mark):
             kept.unlink(missing_ok=True)
             waiting.append((name, source, target, mark))
+    waiting.sort(key=lambda one: "labs" not in one[0])  # labs train, and take longest
     unchanged = len(notebooks) - len(waiting)
     say(f"{len(waiting)} of {len(notebooks)} notebooks to run, {unchanged} unchanged")
     if not waiting:

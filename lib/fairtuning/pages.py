@@ -142,6 +142,7 @@ def dots(
             axes.set_yticks(range(len(rows)), [names.get(label, label) for label in rows])
             axes.xaxis.label.set_fontsize(9)
             axes.locator_params(axis="x", nbins=4)
+            axes.tick_params(axis="x", labelsize=8)
             axes.grid(axis="y", lw=0.3, color=colours[6])
         if aligned:
             limits = [axes.get_xlim() for axes in figure.axes]

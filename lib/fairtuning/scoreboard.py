@@ -80,7 +80,8 @@ def figure(*, profile: str | None = None) -> Figure:
             for v in found:
                 x, y = data.index(v.data), rows.index(v.id)
                 axes.plot(x - 0.36, y, marker=markers.get(v.verdict, "_"), color=colour[v.verdict], ms=6)
-                axes.text(x - 0.26, y, v.verdict, ha="left", va="center", color=colour[v.verdict], fontsize=8)
+                word = v.verdict.removesuffix(" here")  # of four columns one has no room for more
+                axes.text(x - 0.26, y, word, ha="left", va="center", color=colour[v.verdict], fontsize=8)
 
     told = "; ".join(f"{_headline(found)}: {_counts(found)}" for found in blocks)
     return Figure(draw, alt=f"Scoreboard of the claims. {told}.", size=(9.0, 0.4 * sum(heights)))
