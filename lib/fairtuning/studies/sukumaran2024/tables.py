@@ -224,17 +224,19 @@ def noise_share(results: Results, label: str, *, multiple: float = 1) -> Tensor:
     return torch.stack(found)
 
 
+def value_range(effects: Sequence[Effect]) -> Effect:
+    """Largest minus smallest of several quantities, within each seed and each resample. Never below 0."""
+    by_seed = torch.stack([effect.by_seed for effect in effects])
+    resampled = torch.stack([effect.resampled for effect in effects])
+    return Effect(by_seed=by_seed.amax(0) - by_seed.amin(0), resampled=resampled.amax(0) - resampled.amin(0))
+
+
 def rank_range(results: Results, metric: str, of: str, minus: str) -> Effect:
     """Largest minus smallest value of a metric over the paper's ranks, of one method less that of another, by seed."""
-
-    def values(method: str, function: Callable[[str, str], Tensor]) -> Tensor:
-        found = torch.stack([function(f"{method}/r={rank}", metric) for rank in RANKS])
-        return found.amax(0) - found.amin(0)
-
-    return Effect(
-        by_seed=values(of, results.values) - values(minus, results.values),
-        resampled=values(of, results.resampled) - values(minus, results.resampled),
+    one, other = (
+        value_range([results.effect(f"{method}/r={rank}", metric) for rank in RANKS]) for method in (of, minus)
     )
+    return Effect(by_seed=one.by_seed - other.by_seed, resampled=one.resampled - other.resampled)
 
 
 # ------------------------------------------------------------------------------------------------------------- counted
