@@ -151,13 +151,39 @@ def test_append_only_and_only_while_writing(tmp_path):
     with store.writing():
         store.append(toy_record(Toy()))
         before = written(store)
-        store.append(toy_record(Toy()) | {"accuracy": {"validation": 0.0}})  # kept as it was
+        store.append(toy_record(Toy()) | {"seconds": 9.0, "environment": "elsewhere"})  # the same again: kept as it was
         assert written(store) == before
         store.append(toy_record(Toy(seed=1)))
         assert written(store).startswith(before) and len(written(store).splitlines()) == 2
     with pytest.raises(RuntimeError, match="outside writing"):
         store.append(toy_record(Toy(seed=2)))
     assert Store(store.path).records == store.records == {toy_key(run): toy_record(run) for run in (Toy(), Toy(seed=1))}
+
+
+LINES = {
+    "record": (toy_record(Toy()), {"accuracy": {"validation": 0.0}}),
+    "examples": ({"kind": "examples", "key": "digest-test", "label": {"packed": "a"}}, {"label": {"packed": "b"}}),
+    "environment": ({"kind": "environment", "key": "here", "processor": "one"}, {"processor": "another"}),
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_a_second_line_of_one_key_and_other_content_is_refused(tmp_path, kind):
+    """Predictions on one division of the people were once about to be scored by the labels of another."""
+    line, changed = LINES[kind]
+    store = Store(tmp_path / "toy.jsonl")
+    with store.writing():
+        store.append(line)
+        before = written(store)
+        store.append(dict(line))
+        with pytest.raises(RunError, match=f"second {kind} line of key {line['key']} with other content"):
+            store.append(line | changed)
+    assert written(store) == before and Store(store.path).reload() is None
+    store.path.write_bytes(before + json.dumps(line | changed).encode() + b"\n")
+    with pytest.raises(RunError, match=f"toy.jsonl, line 2: a second {kind} line"):
+        Store(store.path)
+    store.path.write_bytes(2 * before)  # two machines' stores put together may hold the same line
+    assert Store(store.path).path == store.path
 
 
 @FAST

@@ -1,5 +1,6 @@
 """The study of arXiv 2403.00625: labels, selection, what a run does, and from records to effects and verdicts."""
 
+import os
 from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from fairtuning import FairtuningError, claims, datasets, losses, metrics, netwo
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.claims import Claim, OnData, Part
 from fairtuning.fisher import head_fisher
-from fairtuning.runs import pack, unpack
+from fairtuning.runs import ensure, pack, unpack
 from fairtuning.statistics import Effect, estimate
 from fairtuning.studies import zhang2024
 from fairtuning.studies.zhang2024 import tables
@@ -27,9 +28,11 @@ from fairtuning.studies.zhang2024.configuration import (
     seeded,
     selected,
     shape,
+    splits,
 )
 
 work = import_module("fairtuning.studies.zhang2024.work")  # the package's own "work" is the function
+real = pytest.mark.skipif(not os.environ.get("FAIRTUNING_MIRROR"), reason="FAIRTUNING_MIRROR names no folder of data")
 ALL = list(dict.fromkeys(label for found in LABELS.values() for label in found))
 
 
@@ -76,6 +79,8 @@ def test_a_label_names_the_pre_training_too():
         ("OURS/MLP-0", "unknown modifier"),
         ("OURS/epochs=x", "unknown modifier"),
         ("Retrain+EO 1.5", "intensity is 1.5"),
+        ("Retrain+EO 0", "intensity is 0"),
+        ("Retrain+EO fair", "'fair' is a strength of pre-training"),
         ("Retrain+EO", "unknown run label"),
         ("Retrain+EO 1.2.3", "unknown run label"),
     ],
@@ -93,7 +98,8 @@ def test_every_published_cell_on_adult_has_runs_of_its_own():
 
 # --------------------------------------------------------------------------------------------------------- selection
 def record_of(run, accuracy):
-    return {"key": str(run), "accuracy": {"validation": accuracy}}
+    gap = run.pretraining.intensity / 100
+    return {"key": str(run), "accuracy": {"validation": accuracy}, "gap": {"validation": gap}}
 
 
 def lookup_by(score):
@@ -141,6 +147,31 @@ def test_an_unfinished_search_selects_nothing_yet():
     assert selected("TL", "paper", lambda run: record_of(run, run.learning_rate), 10)[0].learning_rate == last
 
 
+@pytest.mark.parametrize(
+    "gaps, accuracies, expected",
+    [
+        ({0.25: 0.1, 0.5: 0.015, 1: 0.01, 2: 0.0, 4: 0.0}, {0.25: 0.85, 0.5: 0.83, 1: 0.82, 2: 0.81, 4: 0.75}, 0.5),
+        ({0.25: 0.1, 0.5: 0.06, 1: 0.05, 2: 0.07, 4: 0.0}, {0.25: 0.85, 0.5: 0.83, 1: 0.82, 2: 0.81, 4: 0.75}, 1),
+        ({0.25: 0.1, 0.5: 0.06, 1: 0.05, 2: 0.01, 4: 0.0}, {0.25: 0.79, 0.5: 0.79, 1: 0.78, 2: 0.77, 4: 0.75}, 2),
+    ],
+    ids=["the most accurate that is fair", "none is fair: the fairest that is accurate", "none is accurate: the cost is waived"],
+)
+def test_fair_pre_training_is_selected_by_its_own_objective(gaps, accuracies, expected):
+    def lookup(run):
+        strength = run.pretraining.intensity
+        found = record_of(run, accuracies[strength] if strength else 0.85)
+        return found | ({"gap": {"validation": gaps[strength]}} if strength else {})
+
+    run, searches = selected("TL after EO fair", "paper", lookup, 10)
+    assert (run.pretraining.intensity, run.pretraining.form) == (expected, "additive")
+    assert (run.batch_size, run.epochs) == (128, 10) and run.pretraining.batch_size == 2048
+    fair = searches[1]
+    assert fair[0].pretraining.penalty == "none" and len(fair) == 11  # the network without penalty is the yardstick
+    assert {one.pretraining.penalty for one in fair[1:]} == {"equalized_odds"}
+    unfinished = selected("TL after EO fair", "paper", lambda run: lookup(run) if run.seed < 4 else None, 10)[0]
+    assert unfinished.pretraining == fair[1].pretraining
+
+
 def test_methods_that_are_compared_have_the_same_grid():
     grids = {}
     for label in ("TL", "f+SVD", "OURS", "random", "pooled", "OURS/r=1", "OURS/alpha=0.9", "Retrain+EO 0.9"):
@@ -157,7 +188,11 @@ def test_searches_come_first_and_never_touch_the_test_set(profile):
     phases = list(plan(profile, ALL, PROFILES[profile]["seeds"], lookup_by(lambda run: 0.8)))
     assert all(run.evaluate == "validation" for phase in phases[:-1] for run in phase)
     assert {run.evaluate for run in phases[-1]} == {"test", "validation"}
-    sensitive = {selected(label, profile, lookup_by(lambda run: 0.8), 5)[0] for label in LABELS["sensitivity"]}
+    sensitive = {
+        selected(label, profile, lookup_by(lambda run: 0.8), 5, split)[0]
+        for label in LABELS["sensitivity"]
+        for split in splits(profile)
+    }
     assert {replace(run, seed=0, order_seed=0) for run in phases[-1] if run.evaluate == "validation"} == sensitive
     assert all(len(set(phase)) == len(phase) for phase in phases)
     assert (len(phases) > 1) == (profile != "classroom")  # where there is nothing to choose from
@@ -485,6 +520,30 @@ def test_a_label_without_all_its_seeds_is_not_there(classroom):
     assert len(zhang2024.results(some, "classroom", seeds=4).runs["TL"]) == 4
     with pytest.raises(MissingRuns, match="no records in profile classroom"):
         zhang2024.results(SimpleNamespace(records={}, examples={}), "classroom")
+
+
+@pytest.mark.parametrize(
+    "profile, name", [("classroom", "census"), pytest.param("compact", "adult", marks=real)]
+)
+def test_every_split_is_scored_by_its_own_labels(tmp_path, profile, name):
+    """Adult's digest is that of its files: once, predictions on one split would have been scored by the labels of
+    another."""
+    for split in (3, 0):
+        how = {"profile": profile, "seeds": 1, "folder": tmp_path, "progress": False}
+        store = ensure(zhang2024, ["pre-trained"], **how, split_seed=split)
+    for split in (0, 3):
+        found = zhang2024.results(store, profile, labels=["pre-trained"], seeds=1, split_seed=split)
+        data = datasets.load(name, split_seed=split)
+        assert torch.equal(found.label, data.label[data.part("test")])
+        record = found.records("pre-trained")[0]
+        assert record["configuration"]["split_seed"] == split
+        hits = (found.predictions("pre-trained") == found.label).double().mean()
+        assert float(hits) == pytest.approx(record["accuracy"]["test"], abs=1e-6)
+    assert len(store.records) == 2 and len(store.examples) == 2 * len(data.split_names)
+    with pytest.raises(MissingRuns):
+        zhang2024.results(store, profile, labels=["pre-trained"], seeds=1, split_seed=1)
+    with pytest.raises(FairtuningError, match="split_seed is -1; allowed: 0 to"):
+        zhang2024.results(store, profile, split_seed=-1)
 
 
 def test_label_seeds_and_default_run():

@@ -11,17 +11,19 @@ from fairtuning.losses import cross_entropy
 from fairtuning.runs import Record, environment, key_of, pack
 
 
-def examples_key(digest: str, split: str, task: str = "") -> str:
-    """The key of an examples line; ``task`` tells several labels or groups of the same data apart."""
-    return "-".join(part for part in (digest[:16], task, split) if part)
+def examples_key(digest: str, part: str, task: str = "", *, split_seed: int = 0) -> str:
+    """The key of an examples line; ``task`` tells several labels or groups of the same data apart, ``split_seed``
+    (0, the default, is left out) other divisions of the same examples into parts."""
+    split = f"split{split_seed}" if split_seed else ""
+    return "-".join(word for word in (digest[:16], task, split, part) if word)
 
 
-def examples_line(data: GroupedData, split: str, task: str = "") -> Record:
+def examples_line(data: GroupedData, split: str, task: str = "", *, split_seed: int = 0) -> Record:
     """Label and group of the examples of one split, which the predictions of all runs on them refer to."""
     index = data.part(split)
     return {
         "kind": "examples",
-        "key": examples_key(data.digest, split, task),
+        "key": examples_key(data.digest, split, task, split_seed=split_seed),
         "label": pack(data.label[index].tolist(), classes=len(data.label_names)),
         "group": pack(data.group[index].tolist(), classes=len(data.group_names)),
         "label_names": data.label_names,

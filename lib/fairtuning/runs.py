@@ -89,6 +89,7 @@ def environment(device: str = "cpu") -> Record:
     commit; with the key that records refer to it by."""
     described = {
         "processor": _processor(),
+        "capability": _capability(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -105,6 +106,19 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _capability() -> str:
+    """The vector instructions that torch's kernels are chosen by: processors of one name differ in them."""
+    import torch
+
+    found = [torch.backends.cpu.get_cpu_capability()]
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+        found += [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
+    except (OSError, IndexError):
+        pass
+    return " ".join(found)
 
 
 def _accelerator(device: str) -> str:
@@ -160,10 +174,7 @@ class Store:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 entry = json.loads(line)
-                table = {"record": self.records, "examples": self.examples, "environment": self.environments}[
-                    entry["kind"]
-                ]
-                table[entry["key"]] = entry
+                self._keep(entry, where=f"{self.path}, line {number}")
             except (ValueError, KeyError, TypeError) as error:
                 raise RunError(
                     f"{self.path}, line {number} is not a record ({error}); restore the file from git"
@@ -197,18 +208,34 @@ class Store:
                 os.truncate(self.path, whole)
 
     def append(self, entry: Record) -> None:
-        """One line, then fsync. A key that is there already is kept as it is."""
+        """One line, then fsync. A line that says the same as one of its key is not written again; RunError where it
+        says something else."""
         if not self._writable:
             raise RuntimeError("append() outside writing()")
-        table = {"record": self.records, "examples": self.examples, "environment": self.environments}[entry["kind"]]
-        if entry["key"] in table:
-            return
         line = canonical(entry)
+        if not self._keep(json.loads(line), where=str(self.path)):  # what a reader will find
+            return
         with open(self.path, "ab") as file:
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        table[entry["key"]] = json.loads(line)  # what a reader will find
+
+    def _keep(self, entry: Record, *, where: str) -> bool:
+        """Whether a line is new. Two lines of one key and other content would give the first one's labels, or numbers,
+        to what belongs to the second."""
+        table = {"record": self.records, "examples": self.examples, "environment": self.environments}[entry["kind"]]
+        there = table.setdefault(entry["key"], entry)
+        if there is not entry and _content(there) != _content(entry):
+            raise RunError(
+                f"{where}: a second {entry['kind']} line of key {entry['key']} with other content; "
+                "a key stands for one content: restore the file from git, or write to another folder"
+            )
+        return there is entry
+
+
+def _content(entry: Record) -> Record:
+    """A line without what differs from one making to the next: how long a run took, and where."""
+    return {name: value for name, value in entry.items() if name not in ("seconds", "environment")}
 
 
 # --------------------------------------------------------------------------------------------------------- executors
@@ -327,14 +354,22 @@ def ensure(
     executor_name: str = "inline",
     folder: Path | None = None,
     progress: bool = True,
+    **where: Any,
 ) -> Store:
-    """The store of ``study`` with every run that ``labels`` need: those present are read, the missing ones computed."""
+    """The store of ``study`` with every run that ``labels`` need: those present are read, the missing ones computed.
+
+    ``where``: what else the study's ``plan`` takes, ``split_seed`` of arXiv 2403.00625.
+    """
     store = Store.of(study.NAME, profile, folder=folder)
     seeds = study.PROFILES[profile]["seeds"] if seeds is None and profile in study.PROFILES else seeds
-    if not _todo(study, labels, profile, seeds, lambda run: store.records.get(study.key(run))):
+
+    def lookup(run: Any) -> Record | None:
+        return store.records.get(study.key(run))
+
+    if not _todo(study, labels, profile, seeds, lookup, **where):
         return store
     with store.writing(), executor(executor_name) as (pool, in_flight):
-        for phase in study.plan(profile, labels, seeds, lambda run: store.records.get(study.key(run))):
+        for phase in study.plan(profile, labels, seeds, lookup, **where):
             todo = missing(phase, store=store, key=study.key)
             if todo:
                 with _bar(len(todo), progress) as bar:
@@ -345,10 +380,15 @@ def ensure(
 
 
 def _todo(
-    study: Any, labels: Sequence[str], profile: str, seeds: int | None, lookup: Callable[[Any], Record | None]
+    study: Any,
+    labels: Sequence[str],
+    profile: str,
+    seeds: int | None,
+    lookup: Callable[[Any], Record | None],
+    **where: Any,
 ) -> list[Any]:
     """Every run still missing; where a search is unfinished its first candidate stands in for the selected one."""
-    phases = study.plan(profile, labels, seeds, lookup)
+    phases = study.plan(profile, labels, seeds, lookup, **where)
     return list(dict.fromkeys(run for phase in phases for run in phase if lookup(run) is None))
 
 

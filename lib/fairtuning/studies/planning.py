@@ -15,17 +15,18 @@ def check(profiles: dict[str, Any], profile: str, seeds: int) -> None:
 
 
 def phases(
-    labels: Sequence[str],
-    select: Callable[[str], tuple[Any, list[list[Any]]]],
+    labels: Sequence[Any],
+    select: Callable[[Any], tuple[Any, list[list[Any]]]],
     *,
     seeded: Callable[[Any, int], Any],
     search_seeds: int,
-    seeds: Callable[[str], int],
+    seeds: Callable[[Any], int],
 ) -> Generator[list[Any], None, None]:
     """Phases of runs: compute one, ask for the next.
 
-    ``select(label)`` gives the run that a label names, as far as its settings can be selected from the records so far,
-    and the searches behind it, each a list of candidates; ``seeds(label)`` says how many seeds the label has.
+    A label is whatever ``select`` takes. ``select(label)`` gives the run that it names, as far as its settings can be
+    selected from the records so far, and the searches behind it, each a list of candidates; ``seeds(label)`` says how
+    many seeds the label has.
     """
     depth = 0
     while True:

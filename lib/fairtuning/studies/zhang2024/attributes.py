@@ -64,12 +64,12 @@ def lost(source: Parameters, start: Parameters, fisher: Tensor) -> dict[str, flo
 
 
 # ------------------------------------------------------------------------------------------------------------ records
-def examples_line(data: GroupedData, split: str, task: str) -> Record:
+def examples_line(data: GroupedData, split: str, task: str, *, split_seed: int = 0) -> Record:
     """Labels ``[n, k]`` (flat) and groups of the examples of a split."""
     index = data.part(split)
     return {
         "kind": "examples",
-        "key": examples_key(data.digest, split, task),
+        "key": examples_key(data.digest, split, task, split_seed=split_seed),
         "label": pack(data.label[index].flatten().tolist(), classes=2),
         "group": pack(data.group[index].tolist(), classes=len(data.group_names)),
         "label_names": data.label_names,

@@ -1,5 +1,6 @@
 """What a run of P1 is, how a label such as ``OURS/sgd`` names one, and which runs each table and figure needs."""
 
+import math
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ class Pretraining:
 
     hidden: tuple[int, ...] = (20, 20)  # 13 -> 20 -> 20 -> 2: the paper's 742 parameters; (): a head alone, a probe
     penalty: str = "none"  # none, equalized_odds or demographic_parity
-    intensity: float = 0.0
+    intensity: float = 0.0  # 0 with a penalty: to be selected, so that the network is fair
     form: str = "convex"  # (1 - intensity) CE + intensity penalty, our reading; "additive": CE + intensity penalty
     learning_rate: float = 0.0  # 0: to be selected
     batch_size: int = 0
@@ -72,6 +73,16 @@ VERSIONS = {"pre-trained": 1, "head": 1, "factored head": 1, "network": 1}
 RATES = {"adam": (0.0003, 0.001, 0.003, 0.01), "sgd": (0.001, 0.003, 0.01, 0.03)}
 SEARCH_SEEDS = 5
 
+#: Fair pre-training: of the settings in FAIR (additive penalty, batches in which a gap is more than noise) that lose at
+#: most COST of validation accuracy against the network without penalty, the most accurate one whose own gap on the
+#: validation data is at most FAIR_ENOUGH; where there is none, the one with the smallest gap. (Where all of them lose
+#: more, all are candidates.)
+FAIR = [
+    {"intensity": intensity, "learning_rate": rate, "batch_size": 2048, "epochs": 100}
+    for intensity, rate in product((0.25, 0.5, 1.0, 2.0, 4.0), (0.003, 0.01))
+]
+FAIR_ENOUGH, COST = 0.02, 0.04
+
 #: Tasks on images: what the head predicts from frozen features, and the groups. The first two are the paper's.
 IMAGES = {
     "celeba": {"data": "celeba", "label": "Wavy_Hair", "attribute": "Male"},
@@ -114,14 +125,18 @@ PROFILES = {
             for rate, batch, epochs in product(RATES["adam"], (128, 512), (10, 30))
         ],
         "rates": RATES,
+        "fair": FAIR,
     },
     "classroom": {
         "data": {"census": {}},
         "seeds": 5,
         "pretraining": [{"learning_rate": 0.003, "batch_size": 128, "epochs": 10}],
         "rates": {"adam": (0.003,), "sgd": (0.01,)},
+        "fair": [{"intensity": 0.5, "learning_rate": 0.01, "batch_size": 512, "epochs": 10}],
     },
 }
+# Ten divisions of the same people into the four parts, three seeds each: what the first division's luck decides shows.
+PROFILES["splits"] = PROFILES["paper"] | {"data": {"adult": {}}, "seeds": 3, "splits": range(10)}
 # Adult needs no reduced size; compact is the paper's data with one setting each, and images at reduced size.
 PROFILES["compact"] = PROFILES["paper"] | {
     "data": {"adult": {}}
@@ -164,7 +179,7 @@ MODIFIERS = {
 }
 PATTERN = re.compile(
     rf"(?P<method>{'|'.join(re.escape(name) for name in METHODS)})"
-    r"(?:(?P<how> after |\+| )(?P<criterion>EO|DP) (?P<intensity>\d+(?:\.\d+)?))?(?P<modifiers>(?:/[^/]+)*)"
+    r"(?:(?P<how> after |\+| )(?P<criterion>EO|DP) (?P<intensity>\d+(?:\.\d+)?|fair))?(?P<modifiers>(?:/[^/]+)*)"
 )
 
 
@@ -173,7 +188,8 @@ def resolve(label: str) -> Run:
     """The run that a label names, before its learning rate is selected and its seed and data are set.
 
     ``METHOD``, then ``+EO 0.5`` (penalty during fine-tuning) or `` after DP 0.1`` (during pre-training; ``pre-trained
-    DP 0.1`` for that network itself), then modifiers: ``/sgd``, ``/r=1``, ``/alpha=0.7``, ``/MLP-4``, ``/epochs=10``;
+    DP 0.1`` for that network itself; ``after DP fair``: as strong as it takes), then modifiers: ``/sgd``, ``/r=1``,
+    ``/alpha=0.7``, ``/MLP-4``, ``/epochs=10``;
     ``/celeba``, ``/lfw`` or ``/40 attributes`` for images, and ``/resnet50`` for the backbone that makes features of
     them; ``pre-trained`` is then the linear probe that the others start from.
     """
@@ -184,10 +200,15 @@ def resolve(label: str) -> Run:
             "'/sgd', '/r=1', '/alpha=0.7', '/MLP-4'"
         )
     run = Run(**METHODS[match["method"]])
-    if match["criterion"]:
+    if match["intensity"] == "fair":
+        if match["how"] == "+":
+            raise FairtuningError(f"{label!r}: 'fair' is a strength of pre-training: allowed after ' after '")
+        chosen = {"penalty": CRITERIA[match["criterion"]], "form": "additive"}
+        run = replace(run, pretraining=replace(run.pretraining, **chosen))
+    elif match["criterion"]:
         penalty = {"penalty": CRITERIA[match["criterion"]], "intensity": float(match["intensity"])}
-        if not 0 <= penalty["intensity"] < 1:
-            raise FairtuningError(f"intensity is {match['intensity']} in {label!r}; allowed: 0 to below 1")
+        if not 0 < penalty["intensity"] < 1:
+            raise FairtuningError(f"intensity is {match['intensity']} in {label!r}; allowed: above 0, below 1")
         if match["how"] == "+":
             run = replace(run, **penalty)
         else:
@@ -282,6 +303,7 @@ LABELS: dict[str, list[str]] = {
         for p in PENALISED
         for label in (f"pre-trained {p}", f"TL after {p}", f"OURS after {p}", f"Retrain+{p}")
     ],
+    "fair": [f"{m} {criterion} fair" for criterion in CRITERIA for m in ("pre-trained", "TL after", "OURS after")],
     "controls": ["TL", "f+SVD", "OURS", *CONTROLS],
     "factors": [
         f"{m}{modifier}" for modifier in ("/sgd", "/r=1", "/sgd/r=1", "/converged") for m in ("TL", "f+SVD", "OURS")
@@ -328,13 +350,24 @@ def offered(label: str, profile_name: str) -> bool:
     return place is None or (place in data and run.backbone in ("", *data[place]["backbones"]))
 
 
-def _settings(run: Run, profile: dict) -> dict:
+def splits(profile_name: str, split_seed: int | None = None) -> Sequence[int]:
+    """The seeds of the divisions into parts: the one asked for, or the profile's (0 alone where it says nothing)."""
+    if split_seed is None:
+        return PROFILES[profile_name].get("splits", (0,))
+    if not 0 <= split_seed < 2**31:
+        raise FairtuningError(f"split_seed is {split_seed}; allowed: 0 to {2**31 - 1}")
+    return (split_seed,)
+
+
+def _settings(run: Run, profile: dict, split_seed: int = 0) -> dict:
     """A profile with what the run's data set has of its own, and the run's fields that say where its data is."""
     name = place_of(run)
+    split = {} if run.data == "celeba" else {"split_seed": split_seed}  # which has an official one
     if name is None:
-        return profile | {"place": {"data": next(iter(profile["data"]))}}
+        return profile | {"place": {"data": next(iter(profile["data"]))} | split}
     own = profile["data"][name]
-    return profile | own | {"place": own["place"] | {"backbone": BACKBONES[run.backbone or own["backbones"][0]]}}
+    place = own["place"] | split | {"backbone": BACKBONES[run.backbone or own["backbones"][0]]}
+    return profile | own | {"place": place}
 
 
 def _rated(run: Run, profile: dict) -> tuple[float, ...]:
@@ -358,6 +391,26 @@ def _best(candidates: Sequence[Run], lookup: Lookup, seeds: int) -> Run | None:
     return candidates[scores.index(max(scores))]
 
 
+def _fairest(candidates: Sequence[Run], plain: Run, lookup: Lookup, seeds: int) -> Run | None:
+    """The rule of FAIR: None if runs are missing."""
+
+    def mean(run: Run, value: Callable[[Record], float]) -> float:
+        records = [lookup(seeded(run, seed)) for seed in range(seeds)]
+        return sum(value(record) for record in records) / seeds if all(records) else math.nan
+
+    accuracies, gaps = (
+        [mean(run, value) for run in candidates]
+        for value in (lambda record: record["accuracy"]["validation"], lambda record: record["gap"]["validation"])
+    )
+    least = mean(plain, lambda record: record["accuracy"]["validation"]) - COST
+    if math.isnan(sum(accuracies) + least):
+        return None
+    close = [index for index, accuracy in enumerate(accuracies) if accuracy >= least] or list(range(len(candidates)))
+    fair = [index for index in close if gaps[index] <= FAIR_ENOUGH]
+    best = max(fair, key=accuracies.__getitem__) if fair else min(close, key=gaps.__getitem__)
+    return candidates[best]
+
+
 def seeded(run: Run, seed: int) -> Run:
     return replace(run, seed=seed, order_seed=seed)
 
@@ -371,17 +424,20 @@ def _plain_pretraining(run: Run, profile: dict) -> Run:
     return _searched(plain, profile)
 
 
-def selected(label: str, profile_name: str, lookup: Lookup, seeds: int) -> tuple[Run, list[list[Run]]]:
+def selected(
+    label: str, profile_name: str, lookup: Lookup, seeds: int, split_seed: int = 0
+) -> tuple[Run, list[list[Run]]]:
     """The run that ``label`` names with every setting selected, and the searches (lists of candidates) behind it.
 
-    Where a search is unfinished its first candidate stands in, so that the number of runs can be told beforehand.
+    Settings are selected within the split, those of fair pre-training by the rule of FAIR. Where a search is unfinished
+    its first candidate stands in, so that the number of runs can be told beforehand.
     (1) batch, epochs and rate of plain pre-training from the profile's grid; (2) with that batch and these epochs, the
     rate of the label's own pre-training where it differs (penalty, depth); (3) the rate of fine-tuning. Always rule R1.
     With 40 attributes (3) is one search for all.
     """
     if not offered(label, profile_name):
         raise FairtuningError(f"{label!r} is not offered in profile {profile_name}")
-    profile = _settings(resolve(label), PROFILES[profile_name])
+    profile = _settings(resolve(label), PROFILES[profile_name], split_seed)
     seeds = min(seeds, SEARCH_SEEDS)
     run = _searched(resolve(label), profile)
     searches = []
@@ -400,16 +456,25 @@ def selected(label: str, profile_name: str, lookup: Lookup, seeds: int) -> tuple
         batch_size=chosen.pretraining.batch_size,
         epochs=chosen.pretraining.epochs,
     )
+    fair = pretraining.penalty != "none" and not pretraining.intensity
     own = (pretraining.penalty, pretraining.hidden) != (plain.pretraining.penalty, plain.pretraining.hidden)
     rates = profile["rates"]["adam"]
-    if own and len(rates) > 1:
+    if fair:
+        candidates = [replace(plain, pretraining=replace(pretraining, **settings)) for settings in profile["fair"]]
+        found = candidates[0]
+        if len(candidates) > 1:
+            searches.append([chosen, *candidates])
+            found = _fairest(candidates, chosen, lookup, seeds) or found
+        pretraining = found.pretraining
+    elif own and len(rates) > 1:
         pretraining = choose(
             [replace(plain, pretraining=replace(pretraining, learning_rate=rate)) for rate in rates]
         ).pretraining
     run = replace(run, pretraining=pretraining)
     rates = _rated(run, profile)
     if rates:
-        run = replace(run, batch_size=run.batch_size or pretraining.batch_size, epochs=run.epochs or pretraining.epochs)
+        usual = chosen.pretraining
+        run = replace(run, batch_size=run.batch_size or usual.batch_size, epochs=run.epochs or usual.epochs)
         tried = run
         if run.label == "all":  # factored heads of every rank and weighting share the rate of the ordinary head
             tried = replace(run, method="head", weighting="none", rank=Run.rank)
@@ -428,8 +493,12 @@ def label_seeds(label: str, seeds: int) -> int:
     return 1 if resolve(label).keep == "representations" else seeds
 
 
-def plan(profile_name: str, labels: Iterable[str], seeds: int, lookup: Lookup) -> Generator[list[Run], None, None]:
+def plan(
+    profile_name: str, labels: Iterable[str], seeds: int, lookup: Lookup, split_seed: int | None = None
+) -> Generator[list[Run], None, None]:
     """Phases of runs: each search before what it selects for, then the selected runs. Compute one, ask for the next.
+
+    On every split of the profile, or on one.
 
     Labels that the profile does not offer are left out, and those whose images are not here, unless all are.
     """
@@ -437,11 +506,11 @@ def plan(profile_name: str, labels: Iterable[str], seeds: int, lookup: Lookup) -
     wanted = [label for label in labels if offered(label, profile_name)]
     here = [label for label in wanted if _is_here(label, profile_name)]
     yield from planning.phases(
-        here or wanted,
-        lambda label: selected(label, profile_name, lookup, seeds),
+        [(label, split) for split in splits(profile_name, split_seed) for label in here or wanted],
+        lambda named: selected(named[0], profile_name, lookup, seeds, named[1]),
         seeded=seeded,
         search_seeds=min(seeds, SEARCH_SEEDS),
-        seeds=lambda label: label_seeds(label, seeds),
+        seeds=lambda named: label_seeds(named[0], seeds),
     )
 
 
@@ -460,8 +529,11 @@ def _can_be_read(data: str, size: str, edition: str) -> bool:
 
 
 @cache
-def published_digest(data: str, size: str = "", edition: str = "") -> str | None:
-    """SHA-256 that stands for the data of a run; nothing is read or fetched. None where no digest is published."""
+def published_digest(data: str, size: str = "", edition: str = "", split_seed: int = 0) -> str | None:
+    """SHA-256 that stands for the data of a run; nothing is read or fetched. None where no digest is published.
+
+    That of files knows no split; that of generated data does.
+    """
     if data == "adult":
         import hashlib
 
@@ -472,7 +544,7 @@ def published_digest(data: str, size: str = "", edition: str = "") -> str | None
     from fairtuning.datasets import images
 
     if datasets.source(data).needs == "nothing":
-        return datasets.load(data).digest
+        return datasets.load(data, split_seed=split_seed).digest
     return images.digest_of(datasets.source(data).call("RECIPE"), edition, size=size)
 
 
@@ -490,7 +562,8 @@ def key_with(run: Run, digest: str) -> str:
 
 @cache
 def key(run: Run) -> str:
-    return key_with(run, digest(run.data, run.size, run.edition))
+    found = published_digest(run.data, run.size, run.edition, run.split_seed)
+    return key_with(run, found or digest(run.data, run.size, run.edition))
 
 
 # -------------------------------------------------------------------------------------------------------------- units

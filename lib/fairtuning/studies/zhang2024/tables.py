@@ -29,10 +29,11 @@ from fairtuning.studies.zhang2024.configuration import (
     resolve,
     seeded,
     selected,
+    splits,
     task_of,
 )
 
-SPLITS = ("pretraining", "training", "validation", "test")
+PARTS = ("pretraining", "training", "validation", "test")
 #: The paper's column names and the metrics behind them.
 METRIC = {"Err": "error", "DP": "demographic_parity_difference", "EO": "equalized_odds_difference_sum"}
 
@@ -55,9 +56,10 @@ def results(
     labels: Sequence[str] | None = None,
     seeds: int | None = None,
     data: str | None = None,
+    split_seed: int | None = None,
 ) -> Results | AttributeResults:
     """What ``store`` holds for ``labels`` on one data set of the profile (default: its first; "40 attributes" is one):
-    all that are evaluated on the test examples by default.
+    all that are evaluated on the test examples by default. On one split (default: the profile's first).
 
     A label counts as present when all its seeds are. ``LABELS["sensitivity"]`` are on the validation examples, and
     cannot be mixed with others. The data itself is not needed: where no digest of it is published, the records say
@@ -69,17 +71,18 @@ def results(
     wanted = (
         labels if labels is not None else [label for slug in LABELS if slug != "sensitivity" for label in LABELS[slug]]
     )
+    split_seed = splits(profile, split_seed)[0]
     recorded = {_place(record["configuration"]): record["data"]["digest"] for record in store.records.values()}
 
     def lookup(run: Run) -> Record | None:
-        digest = published_digest(run.data, run.size, run.edition) or recorded.get(_place(vars(run)))
+        digest = published_digest(run.data, run.size, run.edition, run.split_seed) or recorded.get(_place(vars(run)))
         return store.records.get(key_with(run, digest)) if digest else None
 
     found = {}
     for label in dict.fromkeys(wanted):
         if (place_of(resolve(label)) or first) != data or not offered(label, profile):
             continue
-        run, _ = selected(label, profile, lookup, seeds)
+        run, _ = selected(label, profile, lookup, seeds, split_seed)
         records = [lookup(seeded(run, seed)) for seed in range(label_seeds(label, seeds))]
         if all(record is not None for record in records):
             found[label] = records
@@ -89,11 +92,12 @@ def results(
         )
     record = next(iter(found.values()))[0]
     digest, task = record["data"]["digest"], task_of(Run(**record["configuration"]))
-    splits = {split: store.examples.get(examples_key(digest, split, task)) for split in SPLITS}
-    split = record["configuration"]["evaluate"]
+    split_seed = record["configuration"].get("split_seed", 0)  # 0 where the data has an official one
+    parts = {part: store.examples.get(examples_key(digest, part, task, split_seed=split_seed)) for part in PARTS}
+    part = record["configuration"]["evaluate"]
     if record["configuration"].get("label") == "all":
-        return AttributeResults(found, splits[split])
-    return Results(found, splits[split], sizes={name: line["label"]["n"] for name, line in splits.items() if line})
+        return AttributeResults(found, parts[part])
+    return Results(found, parts[part], sizes={name: line["label"]["n"] for name, line in parts.items() if line})
 
 
 def _place(configuration: dict) -> tuple:

@@ -12,6 +12,7 @@ from fairtuning import features as frozen_features
 from fairtuning.factorization import low_rank, neutralise
 from fairtuning.fisher import head_fisher
 from fairtuning.losses import PENALTIES, cross_entropy
+from fairtuning.metrics import demographic_parity_difference, equalized_odds_difference_sum, group_counts
 from fairtuning.networks import Parameters, count, features, head, mlp, mlp_parameters, stack
 from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, environment
@@ -22,6 +23,7 @@ from fairtuning.training import Batch, train, train_to_convergence
 _data: dict[tuple, datasets.GroupedData] = {}
 _pretrained: dict[tuple, tuple[Parameters, list[float], float]] = {}  # _source -> weights, history, seconds
 RESAMPLES = 200  # of the Fisher profiles
+GAPS = {"equalized_odds": equalized_odds_difference_sum, "demographic_parity": demographic_parity_difference}
 PRECISION = "bfloat16"  # in which frozen features are computed
 
 
@@ -40,7 +42,8 @@ def work(unit: Sequence[Run]) -> list[Record]:
             starts, parameters, histories = _fine_tune(unit, parameters, data)
         share = (time.perf_counter() - before) / len(unit)
         line = attributes.examples_line if first.label == "all" else examples_line
-        lines = [environment(), *(line(data, split, task_of(first)) for split in data.split_names)]
+        lines = [environment()]
+        lines += [line(data, part, task_of(first), split_seed=first.split_seed) for part in data.split_names]
         for index, run in enumerate(unit):
             one = {name: value[index] for name, value in parameters.items()}
             record = _record(run, one, histories[index], data, seconds=share + sources[index][2])
@@ -278,6 +281,8 @@ def _record(
             parameters=_trainable(run, parameters),
             seconds=seconds,
         )
+        if run.pretraining.penalty != "none" and run.evaluate == "validation":  # for the rule of fair pre-training
+            record["gap"] = {run.evaluate: _gap(mlp(parameters, _part(data, run.evaluate)[0]), data, run)}
         if run.label:
             digest = frozen_features.weights_digest(run.backbone, run.weights)
             record["backbone"] = {"name": run.backbone, "weights": digest, "precision": PRECISION}
@@ -286,6 +291,13 @@ def _record(
         if run.keep == "representations":
             record["representations"] = representations(parameters, data)
         return record
+
+
+def _gap(logits: Tensor, data: datasets.GroupedData, run: Run) -> float:
+    """The difference between the groups that the penalty of a run's pre-training is about, of its predictions."""
+    _, label, group = _part(data, run.evaluate)
+    counts = group_counts(logits.argmax(-1), label, group=group, classes=len(data.label_names), groups=2)
+    return round(float(GAPS[run.pretraining.penalty](counts)), 6)
 
 
 def _trainable(run: Run, parameters: Parameters) -> int:
