@@ -5,6 +5,7 @@ import io
 import json
 import os
 import runpy
+import subprocess
 import sys
 import tarfile
 import threading
@@ -18,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from fairtuning import datasets, paths
 from fairtuning.datasets import DataError, aircraft, archives, celeba, files, images, utkface, waterbirds
@@ -131,6 +132,62 @@ def test_decode_refuses_what_is_no_image():
     for content in (b"", b"abc", whole[: len(whole) // 2], PAGE):
         with pytest.raises(OSError):
             images.decode(content, (24, 24))
+
+
+ENDLESS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 100 100
+%%EndComments
+{} loop
+%%EOF
+"""
+
+
+def other_formats():
+    """One small picture in formats that Pillow reads and this library does not; an endless program among them."""
+    found = {"EPS": ENDLESS, "XBM": b"#define x_width 8\n#define x_height 1\nstatic char x_bits[] = {\n0x55 };\n"}
+    for form in ("PPM", "TGA", "BMP", "GIF", "TIFF", "WEBP", "ICO", "PCX", "SGI", "DDS", "JPEG2000", "SPIDER"):
+        image = Image.new("F" if form == "SPIDER" else "RGB", (24, 24))
+        image.save(file := io.BytesIO(), form)
+        found[form] = file.getvalue()
+    return found
+
+
+@pytest.fixture
+def no_process(monkeypatch):
+    """Whoever starts a process, or asks Ghostscript to draw, fails in a way that nobody catches."""
+
+    def started(*args, **rest):
+        raise AssertionError(f"started: {args}")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(os, "system", started)
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")  # as where it is installed
+
+
+@pytest.mark.parametrize("form", sorted(other_formats()))
+def test_other_formats_are_refused_whatever_their_name(mirror, few, no_process, form):
+    content = other_formats()[form]
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == form  # Pillow would read it
+    with pytest.raises(OSError, match="no JPEG or PNG file, whatever its name; convert it"):
+        images.decode(content, (24, 24))
+    members = birds(spoil={"waterbirds_v1.0/001.Some Bird/Bird_0000_é.jpg": content})
+    mirror("waterbirds", {"waterbirds_v1.0.tar.gz": make_tar(members)})
+    words = ["1 faulty image", "Bird_0000_é.jpg cannot be decoded (no JPEG or PNG file"]
+    refused(lambda: datasets.load("waterbirds", size=16), *words)
+
+
+def test_wherever_an_image_is_opened_its_formats_are_named():
+    root = Path(__file__).parents[1]
+    sources = [
+        path
+        for folder in ("lib", "data_scripts", "benchmarks", "notebooks", "book")
+        for path in (root / folder).rglob("*")
+        if path.suffix in (".py", ".ipynb", ".md") and "_build" not in path.parts
+    ]
+    opened = [line for path in sources for line in path.read_text("utf-8").splitlines() if "Image.open(" in line]
+    assert len(opened) >= 2 and all("formats=" in line for line in opened), opened
 
 
 @pytest.mark.parametrize("size", ["", "80x", "a", "80x64x3", 0, -3, 7, 5000, None, (1, 2, 3)])
