@@ -97,7 +97,7 @@ def parse_size(size: int | str | Sequence[int]) -> tuple[int, int]:
 
 
 def decode(content: bytes, size: tuple[int, int], *, crop: str = "center", trim: int = 0) -> np.ndarray:
-    """One JPEG or PNG file as ``[3, height, width]`` uint8 RGB, bicubic; grey, CMYK and palette images included.
+    """One JPEG or PNG file as ``[3, height, width]`` uint8 RGB, bicubic; grey, CMYK, palette and 16 bits included.
 
     ``trim`` rows of the original are cut off at its bottom first. OSError or ValueError where it is no whole image.
     """
@@ -113,6 +113,8 @@ def decode(content: bytes, size: tuple[int, int], *, crop: str = "center", trim:
         image.load()
         if image.mode == "P":  # its transparency, if any, cannot go to RGB directly
             image = image.convert("RGBA")
+        if image.mode.startswith("I"):  # 16 bits of grey, which convert() clips; the upper 8, as Pillow reads colour
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image = image.convert("RGB")
         full_width, full_height = image.size
         if trim:
