@@ -44,7 +44,7 @@ class Files(Dataset):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        with Image.open(self.paths[i]) as image:
+        with Image.open(self.paths[i], formats=images.FORMATS) as image:
             return self.transform(image.convert("RGB"))
 
 

@@ -5,10 +5,13 @@ import io
 import json
 import os
 import runpy
+import struct
+import subprocess
 import sys
 import tarfile
 import threading
 import zipfile
+import zlib
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
@@ -18,7 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from fairtuning import datasets, paths
 from fairtuning.datasets import DataError, aircraft, archives, celeba, files, images, utkface, waterbirds
@@ -131,6 +134,102 @@ def test_decode_refuses_what_is_no_image():
     for content in (b"", b"abc", whole[: len(whole) // 2], PAGE):
         with pytest.raises(OSError):
             images.decode(content, (24, 24))
+
+
+def png_of_16_bits(values, colour):
+    """A PNG file by hand (Pillow writes no colours of 16 bits) of ``values`` [height, width, channels]."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    chunks = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("colour, channels, alpha", [(0, 1, 0), (4, 1, 1), (2, 3, 0), (6, 3, 1)])  # grey or RGB
+def test_16_bits_become_the_upper_8(colour, channels, alpha):
+    gradient = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64, 1)
+    values = np.concatenate([gradient] * channels + [np.full_like(gradient, 65535)] * alpha, axis=2)
+    pixels = images.decode(png_of_16_bits(values, colour), (64, 64))
+    assert np.array_equal(pixels, np.broadcast_to(gradient[:, :, 0] >> 8, (3, 64, 64)))
+    assert abs(pixels.mean() - 127.5) < 1  # clipped instead, it was 254
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])  # what Pillow's versions make of 16 bits of grey
+def test_16_bits_of_grey_in_any_mode_of_pillow(monkeypatch, mode):
+    gradient = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    dtype = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32}[mode]
+    opened = Image.fromarray(gradient.astype(dtype))
+    assert opened.mode == mode
+    monkeypatch.setattr(images, "_open", lambda content: opened)
+    assert np.array_equal(images.decode(b"", (64, 64))[0], gradient >> 8)
+
+
+def test_grey_in_16_bits_is_the_same_picture_in_8():
+    content = picture(mode="L", form="PNG")
+    grey = np.asarray(Image.open(io.BytesIO(content)), dtype=np.uint16)
+    again = images.decode(png_of_16_bits(grey[:, :, None] * 257, 0), (30, 40))
+    assert np.array_equal(again, images.decode(content, (30, 40)))
+    assert np.array_equal(again[0], grey)
+
+
+ENDLESS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 100 100
+%%EndComments
+{} loop
+%%EOF
+"""
+
+
+def other_formats():
+    """One small picture in formats that Pillow reads and this library does not; an endless program among them."""
+    found = {"EPS": ENDLESS, "XBM": b"#define x_width 8\n#define x_height 1\nstatic char x_bits[] = {\n0x55 };\n"}
+    for form in ("PPM", "TGA", "BMP", "GIF", "TIFF", "WEBP", "ICO", "PCX", "SGI", "DDS", "JPEG2000", "SPIDER"):
+        image = Image.new("F" if form == "SPIDER" else "RGB", (24, 24))
+        image.save(file := io.BytesIO(), form)
+        found[form] = file.getvalue()
+    return found
+
+
+@pytest.fixture
+def no_process(monkeypatch):
+    """Whoever starts a process, or asks Ghostscript to draw, fails in a way that nobody catches."""
+
+    def started(*args, **rest):
+        raise AssertionError(f"started: {args}")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(os, "system", started)
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")  # as where it is installed
+
+
+@pytest.mark.parametrize("form", sorted(other_formats()))
+def test_other_formats_are_refused_whatever_their_name(mirror, few, no_process, form):
+    content = other_formats()[form]
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == form  # Pillow would read it
+    with pytest.raises(OSError, match="no JPEG or PNG file, whatever its name; convert it"):
+        images.decode(content, (24, 24))
+    members = birds(spoil={"waterbirds_v1.0/001.Some Bird/Bird_0000_é.jpg": content})
+    mirror("waterbirds", {"waterbirds_v1.0.tar.gz": make_tar(members)})
+    words = ["1 faulty image", "Bird_0000_é.jpg cannot be decoded (no JPEG or PNG file"]
+    refused(lambda: datasets.load("waterbirds", size=16), *words)
+
+
+def test_wherever_an_image_is_opened_its_formats_are_named():
+    root = Path(__file__).parents[1]
+    sources = [
+        path
+        for folder in ("lib", "data_scripts", "benchmarks", "notebooks", "book")
+        for path in (root / folder).rglob("*")
+        if path.suffix in (".py", ".ipynb", ".md") and "_build" not in path.parts
+    ]
+    opened = [line for path in sources for line in path.read_text("utf-8").splitlines() if "Image.open(" in line]
+    assert len(opened) >= 2 and all("formats=" in line for line in opened), opened
 
 
 @pytest.mark.parametrize("size", ["", "80x", "a", "80x64x3", 0, -3, 7, 5000, None, (1, 2, 3)])

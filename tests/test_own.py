@@ -222,6 +222,20 @@ def test_images_become_grouped_data(tmp_path):
     assert set(data.split.tolist()) == {0, 1, 2}
 
 
+def test_images_of_other_formats_are_named_with_those_allowed(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **rest: started.append(args))
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **rest: started.append(args))
+    rows = pictures(tmp_path)
+    (tmp_path / "1.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
+    Image.new("RGB", (20, 24)).save(tmp_path / "2.png", "PPM")
+    assert lines(write(tmp_path, rows, IMAGES)) == (
+        "d.csv, row 3: '1.png' cannot be decoded (no JPEG or PNG file, whatever its name; convert it)",
+        "d.csv, row 4: '2.png' cannot be decoded (no JPEG or PNG file, whatever its name; convert it)",
+    )
+    assert not started
+
+
 def test_everything_wrong_with_images_is_said_at_once(tmp_path):
     rows = pictures(tmp_path)
     (tmp_path / "1.png").write_text("<html>")

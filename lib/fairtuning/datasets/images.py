@@ -31,6 +31,9 @@ CROPS = ("center", "stretch")
 #: What to do with images that cannot be decoded, have no label, or are listed and not there.
 FAULTY = ("refuse", "skip")
 ENDINGS = (".jpg", ".jpeg", ".png")
+#: What is opened, whatever a file is called. Pillow reads some 40 formats more: their decoders fail in ways of their
+#: own, and that of EPS runs Ghostscript on whatever program the file holds.
+FORMATS = ("JPEG", "PNG")
 #: Raised by hand when decoding changes its meaning, so that older files are made again.
 VERSION = 1
 
@@ -94,13 +97,13 @@ def parse_size(size: int | str | Sequence[int]) -> tuple[int, int]:
 
 
 def decode(content: bytes, size: tuple[int, int], *, crop: str = "center", trim: int = 0) -> np.ndarray:
-    """One image file as ``[3, height, width]`` uint8 RGB, bicubic; grey-scale, CMYK and palette images included.
+    """One JPEG or PNG file as ``[3, height, width]`` uint8 RGB, bicubic; grey, CMYK, palette and 16 bits included.
 
     ``trim`` rows of the original are cut off at its bottom first. OSError or ValueError where it is no whole image.
     """
     from PIL import Image
 
-    with Image.open(io.BytesIO(content)) as image:
+    with _open(content) as image:
         original = image.size
         height, width = size
         shrink = max if crop == "center" else min
@@ -110,6 +113,8 @@ def decode(content: bytes, size: tuple[int, int], *, crop: str = "center", trim:
         image.load()
         if image.mode == "P":  # its transparency, if any, cannot go to RGB directly
             image = image.convert("RGBA")
+        if image.mode.startswith("I"):  # 16 bits of grey, which convert() clips; the upper 8, as Pillow reads colour
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image = image.convert("RGB")
         full_width, full_height = image.size
         if trim:
@@ -123,6 +128,15 @@ def decode(content: bytes, size: tuple[int, int], *, crop: str = "center", trim:
             box = (left, top, min(left + across, full_width), min(top + down, full_height))
         image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _open(content: bytes) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise OSError(f"no {' or '.join(FORMATS)} file, whatever its name; convert it") from None
 
 
 # ----------------------------------------------------------------------------------------------------------- reading

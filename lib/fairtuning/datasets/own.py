@@ -332,8 +332,8 @@ def _pixels(told: Description, table: Any) -> tuple[np.ndarray | None, list[str]
         try:
             with images._strict():
                 found.append(images.decode(content, (SIZE, SIZE)))
-        except (OSError, ValueError, SyntaxError, ZeroDivisionError, Warning, Image.DecompressionBombError):
-            say(f"{name}, row {number}: {_show(path)} cannot be decoded")
+        except (OSError, ValueError, SyntaxError, ZeroDivisionError, Warning, Image.DecompressionBombError) as error:
+            say(f"{name}, row {number}: {_show(path)} cannot be decoded ({' '.join(str(error).split())[:80]})")
             continue
         seen.append(hashlib.sha256(content).hexdigest())
     return (np.stack(found) if found and len(told.problems) == before else None), seen
