@@ -154,7 +154,7 @@ def test_an_unfinished_search_selects_nothing_yet():
         ({0.25: 0.1, 0.5: 0.06, 1: 0.05, 2: 0.07, 4: 0.0}, {0.25: 0.85, 0.5: 0.83, 1: 0.82, 2: 0.81, 4: 0.75}, 1),
         ({0.25: 0.1, 0.5: 0.06, 1: 0.05, 2: 0.01, 4: 0.0}, {0.25: 0.79, 0.5: 0.79, 1: 0.78, 2: 0.77, 4: 0.75}, 2),
     ],
-    ids=["the most accurate that is fair", "none is fair: the fairest that is accurate", "none is accurate: the cost is waived"],
+    ids=["the most accurate that is fair", "none is fair: the fairest", "none is accurate: the cost is waived"],
 )
 def test_fair_pre_training_is_selected_by_its_own_objective(gaps, accuracies, expected):
     def lookup(run):

@@ -33,6 +33,8 @@ class Part:
     test: str | None = None
     m: float | None = None
     sign: int = 1
+    was: float | None = None  # m in the first edition, where the second has another
+    relative: str = ""  # "half": m, or half of what the metric is without any method (Erm), where that is smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,9 @@ class OnData:
     beside: tuple[Part, ...] = ()
     state: str | None = None
     reason: str = ""
+    over: tuple[str, ...] = ()  # a sentence with a quantifier: its parts hold on at_least, at_most so many of these
+    at_least: int = 0
+    at_most: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class Claim:
     origin: str
     data: Mapping[str, OnData]
     note: str = ""
+    change: str = ""  # what differs from the first edition, and why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +88,65 @@ class Verdict:
         return asdict(self) | {"interval": list(self.interval)}
 
 
-def load(study: str) -> list[Claim]:
+def load(study: str, *, edition: int = 1) -> list[Claim]:
     """The claims of one paper, in its order. ValueError on an unknown study or an ill-formed claim.
+
+    ``edition`` 2: the claims and margins of ``claims/second``, which came before the runs that they judge.
 
     >>> load("zhang2024")[3].id
     'P1-C4'
     """
-    entries = read_yaml("claims", study)
+    entries = read_yaml("claims" if edition == 1 else "claims/second", study)
+    for entry in entries if edition == 2 else ():
+        entry["data"] = {data: _written_out(on, entry["data"]) for data, on in entry["data"].items()}
     return [Claim(**e | {"data": {d: _on_data(e["id"], v) for d, v in e["data"].items()}}) for e in entries]
+
+
+def _written_out(entry: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
+    """The short form of ``claims/second`` in the long one: one-line parts, ``same``, ``suffix``, ``each``."""
+    entry = dict(entry)
+    suffix = entry.pop("suffix", "")
+    if "same" in entry:
+        entry = dict(beside[entry.pop("same")])
+    for key in {"parts", "beside"} & set(entry):
+        entry[key] = [part for line in entry[key] for part in _parts(line, suffix)]
+    return entry
+
+
+def _parts(line: dict[str, Any], suffix: str) -> list[dict[str, Any]]:
+    line = dict(line)
+    test = next(name for name in (*TESTS, "show") if name in line)
+    what, each = line.pop(test), line.pop("each", [""])
+    named = {name: str(line.pop(name)) for name in ("of", "minus") if name in line}
+    quantity, arguments = ("difference", {"metric": what}) if isinstance(what, str) else next(iter(what.items()))
+    parts = []
+    for filled in each:
+        labels = {key: value.replace("{}", str(filled)) for key, value in named.items()}
+        full = {key: f"{value}{suffix}" if key in LABELLED else value for key, value in (arguments | labels).items()}
+        says = line["says"].replace("{}", str(filled)) if "says" in line else _says(test, what, **labels)
+        parts.append(line | {"quantity": quantity, "arguments": full, "says": says})
+        if test != "show":
+            parts[-1]["test"] = test
+    return parts
+
+
+LABELLED = ("of", "minus", "and_", "over")  # arguments that name runs
+#: Metrics that are not of counts (``metrics.METRICS``).
+TITLES = {"auroc": "area under the ROC curve", "probe_accuracy": "accuracy of a probe for the attribute"}
+
+
+def _says(test: str, metric: str, *, of: str, minus: str) -> str:
+    """A part in words: that metric(of) - metric(minus) is as its test wants it."""
+    from fairtuning.metrics import METRICS
+
+    title = TITLES[metric] if metric in TITLES else METRICS[metric].title
+    title = title if title.startswith("F1") else title[0].lower() + title[1:]
+    if test == "equivalent":
+        return f"{title} of {of} and of {minus} agree"
+    if test == "not_worse":  # the difference is a harm: of a metric that should be high, that of the second
+        first, second = (of, minus) if metric in METRICS and METRICS[metric].better == "lower" else (minus, of)
+        return f"{title} of {first} is no worse than that of {second}"
+    return f"{title} of {of} is higher than that of {minus}"
 
 
 def _on_data(claim: str, entry: dict[str, Any]) -> OnData:
@@ -102,10 +159,15 @@ def _on_data(claim: str, entry: dict[str, Any]) -> OnData:
     for part in (*parts, *beside):
         if part.sign not in (1, -1):
             raise ValueError(f"claim {claim}: sign is {part.sign!r}; permitted: 1, -1")
-    state = entry.get("state")
+    state, over = entry.get("state"), tuple(entry.get("over", ()))
     if not parts and state not in STATES:
         raise ValueError(f"claim {claim}: no parts and state {state!r}; permitted states: {', '.join(STATES)}")
-    return OnData(parts=parts, beside=beside, state=state, reason=entry.get("reason", ""))
+    least, most = entry.get("at_least", 0), entry.get("at_most")
+    if over and not 0 < least <= (len(over) if most is None else most) <= len(over):
+        raise ValueError(f"claim {claim}: at_least {least}, at_most {most} of {len(over)}; permitted: 1 to {len(over)}")
+    return OnData(
+        parts=parts, beside=beside, state=state, reason=entry.get("reason", ""), over=over, at_least=least, at_most=most
+    )
 
 
 def evaluate(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fairtuning.analysis import MissingRuns, Results
+from fairtuning.papers import published_cells
 from fairtuning.records import examples_key
 from fairtuning.runs import Record, Store
 from fairtuning.statistics import Effect
@@ -167,6 +168,23 @@ def cell(results: Results, slug: str, row: str, column: str) -> Ours:
     if slug not in CELLS:
         raise MissingRuns(f"missing runs: {slug}")
     return CELLS[slug](results, row, column)
+
+
+def printed(metric: str, label: str, *, backbone: str = "ViT") -> float | None:
+    """What the paper prints of a run on Waterbirds (a fraction), in the rows of one backbone; None where nothing."""
+    columns = {name: column for column, (name, _) in METRIC.items()} | {"loss variance": "loss variance"}
+    column = "Sensitive Acc" if metric == "demographic_parity_difference" else columns.get(metric)
+    row, factor = f"{backbone} {label}", 0.01
+    slug = "table3" if column in ("EOD max", "Sensitive Acc") else "table2"
+    if "/r=" in label:
+        slug, row, factor = "ranks", row.replace("/", " "), 1.0
+    elif metric == "loss variance":
+        slug, row, factor = "figure12", label, 1.0
+    cells = published_cells(NAME, slug)
+    found = [c["mean"] * factor for c in cells if (c["row"], c["column"], c["data"]) == (row, column, "waterbirds")]
+    if found and column == "Sensitive Acc":  # our reading, see attribute_agreement
+        return 2 * found[0] - 1
+    return found[0] if found else None
 
 
 # --------------------------------------------------------------------------------------------------------- quantities

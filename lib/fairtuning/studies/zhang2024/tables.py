@@ -1,5 +1,6 @@
 """How records become the cells of P1's tables and figures, and the quantities that its claims are about."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +9,7 @@ import torch
 
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.networks import count, mlp_parameters
+from fairtuning.papers import published_cells
 from fairtuning.records import examples_key
 from fairtuning.runs import Record, Store
 from fairtuning.statistics import Effect
@@ -179,6 +181,25 @@ CELLS: dict[str, Callable[[Results, str, str], Ours]] = {
 def cell(results: Results, slug: str, row: str, column: str) -> Ours:
     """Our value of one published cell; MissingRuns where its runs have no records."""
     return CELLS[slug](results, row, column)
+
+
+def printed(metric: str, label: str, *, place: str = "Figure 4") -> float | None:
+    """What the paper prints of a run, None where it prints nothing. ``place``: the claim's, for OURS is in several."""
+    column = {name: column for column, name in METRIC.items()}.get(metric)
+    method, *modifiers = label.removesuffix("/additive").split("/")
+    data = modifiers.pop() if modifiers and modifiers[-1] in ("celeba", "lfw") else "adult"
+    slug, row = "figure4", method
+    if match := re.fullmatch(r"(pre-trained|TL after) ((?:EO|DP) [\d.]+)", method):
+        slug, row = "table2", match[2]
+        kind = "Err" if column == "Err" else "bias" if column == row[:2] else None
+        column = f"{kind} {'fine-tuned' if match[1] == 'TL after' else 'pre-trained'}"
+    elif modifiers:
+        slug, row = "table4", "/".join(modifiers)
+    elif method in ("pre-trained",) or method.startswith("Retrain") or (method == "OURS" and place == "Table 3"):
+        slug = "table3"
+    cells = published_cells(NAME, slug)
+    found = [c["mean"] for c in cells if (c["row"], c["column"], c["data"]) == (row, column, data)]
+    return found[0] if found else None
 
 
 # --------------------------------------------------------------------------------------------------------- quantities
