@@ -135,8 +135,6 @@ PROFILES = {
         "fair": [{"intensity": 0.5, "learning_rate": 0.01, "batch_size": 512, "epochs": 10}],
     },
 }
-# Ten divisions of the same people into the four parts, three seeds each: what the first division's luck decides shows.
-PROFILES["splits"] = PROFILES["paper"] | {"data": {"adult": {}}, "seeds": 3, "splits": range(10)}
 # Adult needs no reduced size; compact is the paper's data with one setting each, and images at reduced size.
 PROFILES["compact"] = PROFILES["paper"] | {
     "data": {"adult": {}}
@@ -148,6 +146,9 @@ PROFILES["compact"] = PROFILES["paper"] | {
     "pretraining": [{"learning_rate": 0.003, "batch_size": 128, "epochs": 30}],
     "rates": {"adam": (0.003,), "sgd": (0.01,)},
 }
+
+# Ten divisions of the same people into the four parts, three seeds each: what the first division's luck decides shows.
+PROFILES["splits"] = PROFILES["paper"] | {"data": {"adult": {}}, "seeds": 3, "splits": range(10)}
 
 # ------------------------------------------------------------------------------------------------------------- labels
 CRITERIA = {"EO": "equalized_odds", "DP": "demographic_parity"}
