@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from . import checks
 from .metrics import true_cell
 
 _CHUNK = 2**23  # elements of one block: 32 MiB in float32, 64 MiB in int64
@@ -57,8 +58,12 @@ def resampled_score_counts(
     """Counts of class by score under the resampling that `resampled_counts` draws for as many examples.
 
     Shapes: integer scores `[runs, N]`, 0 to `levels` - 1, and label `[N]`; result `[resamples, runs, classes, levels]`
-    float32.
+    float32. Raises ValueError for other shapes, types and values.
     """
+    n = checks.integers("scores", scores, below=levels, wait=True).shape[-1]
+    checks.integers("label", label, below=classes, n=n, runs=(), wait=True)
+    if scores.ndim != 2:
+        raise ValueError(f"scores have shape {list(scores.shape)}; permitted: [runs, N]")
     cell = label.long() * levels + scores.long()
     out = torch.zeros(resamples, len(scores), classes * levels)
     for rows, weights in _weights(len(label), resamples=resamples, seed=seed):
