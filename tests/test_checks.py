@@ -124,7 +124,7 @@ def test_features_of_one_example_stand_for_no_others():
 def test_losses_without_examples_and_logits_without_classes_are_refused():
     with pytest.raises(ValueError, match=r"loss is one number; permitted: \[..., n\]"):
         losses.group_loss_variance(LOSS.mean(), GROUP, groups=G)
-    with pytest.raises(ValueError, match=r"logits has shape \[4\]; permitted"):
+    with pytest.raises(ValueError, match=r"logits have shape \[4\]; permitted"):
         losses.cross_entropy(LOGITS[:, 0], LABEL)
 
 

@@ -17,17 +17,17 @@ def integers(
     values: Tensor,
     *,
     below: int | None,
+    shape: Sequence[int] | None = None,
     n: int | None = None,
-    runs: Sequence[int] | None = None,
     wait: bool = False,
 ) -> Tensor:
     """`values` as given (`.long()` makes int64 of them): any integer type or bool, `[..., n]`, from 0 to `below` - 1.
 
-    The last axis has to be `n` long (None: as it is), for of length 1 it would broadcast, one label for all examples.
-    Of the leading axes `runs` some may be left out or be 1 (None: as they are). `below` None: any value. `wait`: look
-    at values on a GPU too, in a function that waits for it anyhow.
+    Either `shape` `[..., n]` is given, of which leading axes may be left out or be 1, or `n` alone, or neither. The
+    last axis has to be n long, for of length 1 it would broadcast, one label for all examples. `below` None: any
+    value. `wait`: look at values on a GPU too, in a function that waits for it anyhow.
 
-    >>> integers("label", torch.tensor([0, 2, -100]), below=3, n=3)
+    >>> integers("label", torch.tensor([0, 2, -100]), below=3, shape=[3])
     Traceback (most recent call last):
     ValueError: label has values from -100 to 2; permitted are 0 to 2
     """
@@ -35,11 +35,10 @@ def integers(
         raise ValueError(f"{name} is of type {type(values).__name__}; permitted: a tensor")
     if (dtype := values.dtype).is_floating_point or dtype.is_complex:
         raise ValueError(f"{name} has dtype {dtype}; permitted: an integer type or bool")
-    shape = values.shape
-    if not shape or (n is not None and shape[-1] != n) or (runs is not None and not _part(shape[:-1], runs)):
-        permitted = ", ".join(str(size) for size in (*(["..."] if runs is None else runs), "n" if n is None else n))
-        more = ", leading axes left out or 1" if runs else ""
-        raise ValueError(f"{name} has shape {list(shape)}; permitted: [{permitted}]{more}")
+    if values.shape != shape and not _fits(values.shape, shape, n):
+        permitted = list(shape) if shape is not None else f"[..., {'n' if n is None else n}]"
+        more = ", leading axes left out or 1" if shape is not None and len(shape) > 1 else ""
+        raise ValueError(f"{name} has shape {list(values.shape)}; permitted: {permitted}{more}")
     if below is not None and at_hand(values, wait=wait) and values.numel():
         low, high = values.aminmax()
         low, high = int(low), int(high)
@@ -48,12 +47,11 @@ def integers(
     return values
 
 
-def _part(leading: Sequence[int], runs: Sequence[int]) -> bool:
-    """Whether `leading` is `runs` but for axes that are left out or 1."""
-    if leading == runs:
-        return True
-    pairs = zip(reversed(leading), reversed(runs), strict=False)
-    return len(leading) <= len(runs) and all(size in (1, run) for size, run in pairs)
+def _fits(found: Sequence[int], shape: Sequence[int] | None, n: int | None) -> bool:
+    if shape is None:
+        return len(found) > 0 and n in (None, found[-1])
+    leading = zip(reversed(found[:-1]), reversed(shape[:-1]), strict=False)
+    return 0 < len(found) <= len(shape) and found[-1] == shape[-1] and all(one in (1, run) for one, run in leading)
 
 
 def examples(**features: Tensor) -> int:

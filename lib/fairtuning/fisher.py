@@ -54,8 +54,8 @@ def group_fisher(
             [1.0000, 1.0000]])
     """
     _check(kind)
-    label = checks.integers("label", label, below=None, n=len(inputs), runs=()).long()
-    group = checks.integers("group", group, below=groups, n=len(inputs), runs=(), wait=True).long()
+    label = checks.integers("label", label, below=None, shape=[len(inputs)]).long()
+    group = checks.integers("group", group, below=groups, shape=[len(inputs)], wait=True).long()
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; permitted: 1 or more")
     squares = _Squares(_layers(model, layers), groups)

@@ -44,8 +44,8 @@ def group_counts(prediction: Tensor, label: Tensor, *, group: Tensor, classes: i
 def true_cell(prediction: Tensor, label: Tensor, *, group: Tensor, classes: int, groups: int) -> Tensor:
     """Index `group * classes + label` of each example, `[N]` int64, after a check of all three."""
     n = checks.integers("prediction", prediction, below=classes, wait=True).shape[-1]
-    checks.integers("label", label, below=classes, n=n, runs=(), wait=True)
-    checks.integers("group", group, below=groups, n=n, runs=(), wait=True)
+    checks.integers("label", label, below=classes, shape=[n], wait=True)
+    checks.integers("group", group, below=groups, shape=[n], wait=True)
     return (group.long() * classes + label.long()).to(prediction.device)
 
 

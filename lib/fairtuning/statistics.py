@@ -61,7 +61,7 @@ def resampled_score_counts(
     float32. Raises ValueError for other shapes, types and values.
     """
     n = checks.integers("scores", scores, below=levels, wait=True).shape[-1]
-    checks.integers("label", label, below=classes, n=n, runs=(), wait=True)
+    checks.integers("label", label, below=classes, shape=[n], wait=True)
     if scores.ndim != 2:
         raise ValueError(f"scores have shape {list(scores.shape)}; permitted: [runs, N]")
     cell = label.long() * levels + scores.long()
