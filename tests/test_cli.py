@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fairtuning import cli, papers, paths
+from fairtuning import cli, pages, papers, paths, report
 from fairtuning.claims import load
 from fairtuning.runs import Store
 from fairtuning.studies import zhang2024
@@ -168,7 +168,8 @@ def test_data(fairtuning, folders):
 def test_claims_json(fairtuning, records):
     found = objects(fairtuning("claims", "zhang2024", *CLASSROOM, "--json"))
     names = ["id", "data", "profile", "verdict", "effect", "interval", "n", "reason"]
-    expected = [(claim.id, data) for claim in load("zhang2024") for data in claim.data]
+    named = {"adult": "census"}  # the generated data stands in for the paper's, under its own name
+    expected = [(claim.id, named.get(data, data)) for claim in load("zhang2024") for data in claim.data]
     assert [(one["id"], one["data"]) for one in found] == expected and len(set(expected)) == len(expected)
     for one in found:
         assert set(names) <= set(one)
@@ -178,10 +179,11 @@ def test_claims_json(fairtuning, records):
             assert (low, high, one["n"]) == (None, None, 0)
         else:
             assert low <= one["effect"] <= high and one["n"] in (0, 5)
+        assert one["reason"].startswith("census in place of adult: ") == (one["data"] == "census")
     verdict = {(one["id"], one["data"]): one["verdict"] for one in found}
-    assert verdict["P1-C2", "adult"] == "not yet"  # Table 2 is not among the session's records
-    assert verdict["P1-C4", "adult"] in ("supported", "contradicted", "unresolved")
-    assert verdict["P1-C12", "adult"] == "supported"  # 742 parameters against 46, by arithmetic
+    assert verdict["P1-C2", "census"] == "not yet"  # Table 2 is not among the session's records
+    assert verdict["P1-C4", "census"] in ("supported", "contradicted", "unresolved")
+    assert verdict["P1-C12", "census"] == "supported"  # 742 parameters against 46, by arithmetic
     every = objects(fairtuning("claims", *CLASSROOM, "--json"))
     assert every[: len(found)] == found and {one["id"][:2] for one in every[len(found) :]} == {"P2", "P3"}
     assert "P1-C12" in fairtuning("claims", *CLASSROOM)[1]
@@ -208,13 +210,16 @@ def test_table_json(fairtuning, records):
             assert one["ours"] is None
             continue
         ours = one["ours"]
-        assert {"mean", "spread", "n", "profile", "records"} <= set(ours)
+        assert {"mean", "spread", "n", "profile", "records"} <= set(ours) and ours["data"] == "census"
         assert (ours["n"], ours["profile"], len(ours["records"])) == (5, "classroom", 5)
         assert set(ours["records"]) <= set(records.records) and ours["spread"] >= 0
     missing = objects(fairtuning("table", "zhang2024", "table3", *CLASSROOM, "--json"))
     assert [one["ours"] is None for one in missing if one["row"].startswith("Retrain+")] != []
     assert all(one["ours"] is None for one in missing if one["row"].startswith("Retrain+"))
-    assert "OURS" in fairtuning("table", "zhang2024", "figure4", *CLASSROOM)[1]
+    shown = fairtuning("table", "zhang2024", "figure4", *CLASSROOM)[1]
+    page = pages.paper_table("zhang2024", "figure4", data="adult", profile="classroom")
+    assert "ours (profile classroom, data census in place of adult;" in page.caption
+    assert "OURS" in shown and shown.count("ours: census") == sum(one["ours"] is not None for one in found)
 
 
 def test_coverage_json(fairtuning, records):
@@ -223,11 +228,29 @@ def test_coverage_json(fairtuning, records):
     assert {one["state"] for one in found} <= {"reproduced", "not yet", "not testable here"}
     state = {(one["item"], one["data"]): one for one in found if one["paper"] == "zhang2024"}
     assert state["Figure 4", "adult"]["state"] == "reproduced" and state["Figure 4", "adult"]["profile"] == "classroom"
+    assert state["Figure 4", "adult"]["note"] == "with census in place of adult"
     assert state["Table 2", "adult"]["state"] == "not yet" and state["Table 2", "adult"]["profile"] is None
     assert all(one["note"] for one in found if one["state"] != "reproduced")
     listed = {(paper, item["item"]) for paper in papers.STUDIES for item in papers.load_published(paper)["items"]}
     assert {(one["paper"], one["item"]) for one in found} == listed
     assert "Figure 4" in fairtuning("coverage", *CLASSROOM)[1]
+
+
+def test_no_other_profile_has_data_that_stands_in_for_a_papers(fairtuning, classroom, tmp_path, monkeypatch):
+    """A profile of one's own, with the classroom's data and records: none of its numbers is one of Adult."""
+    monkeypatch.setenv("FAIRTUNING_RESULTS", str(tmp_path))
+    monkeypatch.setitem(zhang2024.PROFILES, "mine", zhang2024.PROFILES["classroom"])
+    (tmp_path / "zhang2024-mine.jsonl").write_bytes(classroom.path.read_bytes())
+    assert report.read("zhang2024", ["OURS"], profile="mine").data_name == "census"
+    assert report.read("zhang2024", ["OURS"], profile="mine", data="adult") is None
+    of_adult = [one for one in report.table("zhang2024", "figure4", profile="mine") if one["data"] == "adult"]
+    assert of_adult and all(one["ours"] is None for one in of_adult)
+    given = report.table("zhang2024", "figure4", profile="mine", found=report.results("zhang2024", "mine"))
+    assert all(one["ours"] is None for one in given)
+    assert {one.verdict for one in report.verdicts("zhang2024", profile="mine")} == {"not yet"}
+    rows = [one for one in report.coverage(profile="mine") if one["data"] == "adult" and one["item"] == "Figure 4"]
+    assert [(one["state"], one["note"]) for one in rows] == [("not yet", "profile mine does not run on adult")]
+    assert "census" not in fairtuning("table", "zhang2024", "figure4", "--profile", "mine")[1]
 
 
 # ------------------------------------------------------------------------------------------------------------ running

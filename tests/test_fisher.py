@@ -203,7 +203,7 @@ def test_model_is_left_as_it_was():
     with torch.no_grad():
         group_fisher(model, x, y, group=s, groups=3)
     assert state() == found
-    with pytest.raises(ValueError, match="label values span"):
+    with pytest.raises(ValueError, match="label has values from 3 to"):
         group_fisher(model, x, y + 3, group=s, groups=3)
     assert state() == found
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
@@ -247,10 +247,13 @@ def test_memory_does_not_grow_with_the_examples(case, monkeypatch):
     ("change", "message"),
     [
         ({"kind": "exact"}, "kind is 'exact'; permitted: empirical, true"),
-        ({"groups": 2}, r"group values span 0..2; permitted: 0..1"),
+        ({"groups": 2}, "group has values from 0 to 2; permitted are 0 to 1"),
         ({"layers": ["body"]}, "layer is 'body'; permitted: 0, 2, 4"),
         ({"chunk": 0}, "chunk is 0; permitted: 1 or more"),
-        ({"group": torch.zeros(3, dtype=torch.int64)}, "lengths are 17, 17, 3"),
+        ({"group": torch.zeros(3, dtype=torch.int64)}, r"group has shape \[3\]; permitted: \[17\]"),
+        ({"group": torch.zeros(1, dtype=torch.int64)}, r"group has shape \[1\]; permitted: \[17\]"),
+        ({"group": torch.zeros(17)}, "group has dtype torch.float32; permitted: an integer type or bool"),
+        ({"layers": "0"}, "layers is '0'; permitted: a list of names"),
     ],
 )
 def test_errors_name_the_value_and_what_is_permitted(change, message):
@@ -315,7 +318,7 @@ def test_head_fisher_is_batched(runs, d, k, groups, kind):
 
 def test_head_fisher_refuses_labels_outside_the_classes():
     z, logits, label, group = head_example()
-    with pytest.raises(ValueError, match="label values span 0..5; permitted: 0..2"):
+    with pytest.raises(ValueError, match="label has values from 0 to 5; permitted are 0 to 2"):
         head_fisher(z, logits, torch.arange(12) // 2, group=group, groups=2)
     with pytest.raises(ValueError, match="kind is 'both'"):
         head_fisher(z, logits, label, group=group, groups=2, kind="both")

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
@@ -110,6 +111,12 @@ def test_the_profile_shown():
 
 def test_data_sets_are_kept_apart(full, folders, monkeypatch):
     """The cells of GeoDE take nothing from Waterbirds; in the classroom its own data takes Waterbirds' place."""
+    monkeypatch.setitem(study.PROFILES, "mine", study.PROFILES["classroom"])
+    assert not report.runnable(NAME, "mine", "waterbirds") and report.runnable(NAME, "mine", "parity")
+    measured = [report.measured_on(NAME, profile, "waterbirds") for profile in ("compact", "classroom", "mine")]
+    assert measured == ["waterbirds", "parity", "waterbirds"] and report.in_place("parity", "parity") == "parity"
+    faces = SimpleNamespace(data_name="celeba", runs=full.runs)  # given, but not of the cells' data
+    assert all(row["ours"] is None for row in report.table(NAME, "table2", profile="compact", found=faces))
     assert report.runnable(NAME, "compact", "waterbirds") and report.runnable(NAME, "classroom", "waterbirds")
     assert not report.runnable(NAME, "compact", "geode") and report.runnable(NAME, "paper", "geode")
     assert all(row["ours"] is None for row in report.table(NAME, "table1", profile="compact", found=full))

@@ -118,6 +118,32 @@ def test_single_run_interval_is_nan_where_the_metric_is_not_defined():
     assert statistics.single_run_interval(all_right, metrics.accuracy) == (1.0, 1.0)
 
 
+def test_single_run_interval_is_one_for_each_entry():
+    """Each group's as it is for the metric of that group alone, not one interval of all groups' values together."""
+    counts = torch.tensor([[[40, 10], [5, 45]], [[90, 1], [1, 8]]])
+    low, high = statistics.single_run_interval(counts, metrics.group_accuracy, resamples=200)
+    assert low.shape == high.shape == (2,) and low.dtype == torch.float64
+    for group in range(2):
+        alone = statistics.single_run_interval(
+            counts, lambda c, g=group: metrics.group_accuracy(c)[:, g], resamples=200
+        )
+        assert (float(low[group]), float(high[group])) == alone
+    assert high[0] < low[1]  # 0.85 and 0.98 of a hundred each
+    matrix = statistics.single_run_interval(counts, lambda c: c.double(), resamples=200)
+    assert matrix[0].shape == counts.shape and (matrix[0] < counts).all()
+    counts[1] = 0  # what is not defined leaves the other entries alone
+    low, high = statistics.single_run_interval(counts, metrics.group_accuracy, resamples=200)
+    assert low.isnan().tolist() == high.isnan().tolist() == [False, True]
+
+
+def test_single_run_interval_is_of_one_run_and_of_each_resample():
+    counts = torch.tensor([[[40, 10], [5, 45]], [[90, 1], [1, 8]]])
+    with pytest.raises(ValueError, match=r"counts have shape \[3, 2, 2, 2\]; permitted: \[groups, classes, classes\]"):
+        statistics.single_run_interval(counts.expand(3, -1, -1, -1), metrics.accuracy)
+    with pytest.raises(ValueError, match=r"the metric gives shape \[\] for 50 counts; permitted: \[B, ...\]"):
+        statistics.single_run_interval(counts, lambda c: metrics.accuracy(c).mean(), resamples=50)
+
+
 # --- estimate --------------------------------------------------------------------------------------------
 
 

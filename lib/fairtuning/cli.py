@@ -168,8 +168,7 @@ def table(study: Study, name: str, profile: Profile = None, as_json: Json = Fals
         _print_json(rows)
         return
     shown = [
-        [row["row"], row["column"], row["data"], report.plain(row["published"]), report.plain(row["ours"])]
-        for row in rows
+        [row["row"], row["column"], _of(row), report.plain(row["published"]), report.plain(row["ours"])] for row in rows
     ]
     backbones = sorted({row["ours"]["backbone"] for row in rows if row["ours"] and "backbone" in row["ours"]})
     _print_table(
@@ -179,6 +178,12 @@ def table(study: Study, name: str, profile: Profile = None, as_json: Json = Fals
         caption="mean ± standard deviation over runs; '-': not given, or not run here"
         + (f"; ours: {', '.join(backbones)}" if backbones else ""),
     )
+
+
+def _of(row: dict) -> str:
+    """The data of a published cell, and of our number where that is of other data."""
+    other = row["ours"]["data"] if row["ours"] else ""
+    return f"{row['data']}; ours: {other}" if other not in ("", row["data"]) else row["data"]
 
 
 @app.command()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, unfold
 
+from . import checks
+
 KINDS = ("empirical", "true")
 BLOCK = {"cpu": 2**17, "cuda": 2**26}  # numbers in a temporary; on a CPU it has to stay in a core's own cache
 
@@ -31,7 +33,7 @@ def group_fisher(
 ) -> dict[str, Tensor]:
     """Mean square of the per-example gradients of the cross-entropy, by group (Zhang & Zhou 2024, eq. 1).
 
-    `inputs` [N, ...], `label` [N] and `group` [N] (int64) share a device; `model(inputs)` gives logits [N, k].
+    `inputs` [N, ...], `label` [N] and `group` [N] (integers) share a device; `model(inputs)` gives logits [N, k].
     Returns {layer: [groups, *weight.shape]}: [groups, out, in] for a linear layer; `.mT` is the paper's layout.
     `layers` names `nn.Linear` or plain `nn.Conv2d` modules; None takes all. Biases are left out (the paper
     factors weights only). A group without examples is NaN.
@@ -51,9 +53,9 @@ def group_fisher(
     tensor([[0.2500, 0.2500],
             [1.0000, 1.0000]])
     """
-    _check(kind, group, groups)
-    if not len(inputs) == len(label) == len(group):
-        raise ValueError(f"lengths are {len(inputs)}, {len(label)}, {len(group)}; permitted: one length")
+    _check(kind)
+    label = checks.integers("label", label, below=None, shape=[len(inputs)]).long()
+    group = checks.integers("group", group, below=groups, shape=[len(inputs)], wait=True).long()
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; permitted: 1 or more")
     squares = _Squares(_layers(model, layers), groups)
@@ -66,7 +68,8 @@ def group_fisher(
             squares.expect([min(max(edge - number * chunk, 0), len(index)) for edge in edges])
             with torch.enable_grad():
                 logits = model(inputs[index].detach().to(device))
-            for delta, last in _deltas(logits.detach(), label[index].to(device), kind):
+            own = checks.integers("label", label[index], below=logits.shape[-1], wait=True)
+            for delta, last in _deltas(logits.detach(), own.to(device), kind):
                 squares.last = last
                 logits.backward(delta, retain_graph=not last)  # weights are frozen: no gradient of theirs
                 squares.check()
@@ -82,16 +85,19 @@ def head_fisher(
     With cross-entropy example i has the gradient z_i δ_i^T, δ = softmax(logits) - onehot(label); in expectation
     over the model's own labels (`kind="true"`) δ_c² becomes p_c (1 - p_c). `features` [..., n, d], `logits`
     [..., n, k], `label`, `group` [..., n] -> [..., groups, d, k], the paper's layout (rows are input features).
-    Leading axes broadcast. A group without examples is NaN. Raises ValueError as `group_fisher` does.
+    Leading axes broadcast. A group without examples is NaN. Raises ValueError as `group_fisher` does (values: on the
+    CPU).
 
     >>> z, y, s = torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]), torch.tensor([0, 0])
     >>> head_fisher(z, torch.zeros(2, 2), y, group=s, groups=1)   # ½ (1 + 4) ¼
     tensor([[[0.6250, 0.6250]]])
     """
-    _check(kind, group, groups)
+    _check(kind)
+    n, k = checks.examples(features=features, logits=logits), logits.shape[-1]
+    label = checks.integers("label", label, below=k, n=n).long()
+    group = checks.integers("group", group, below=groups, n=n).long()
     p = logits.softmax(-1)
-    k = p.shape[-1]
-    square = (p - _one_hot(label, k).to(p)).square() if kind == "empirical" else p * (1 - p)
+    square = (p - one_hot(label, k).to(p)).square() if kind == "empirical" else p * (1 - p)
     member = one_hot(group, groups).to(p)
     by_group = (member.unsqueeze(-1) * square.unsqueeze(-2)).flatten(-2)  # [..., n, groups k]
     total = (features.square().mT @ by_group).unflatten(-1, (groups, k)).movedim(-2, -3)
@@ -107,30 +113,24 @@ def row_importance(fisher: Tensor) -> Tensor:
     return fisher.sum(-1).sqrt()
 
 
-def _check(kind: str, group: Tensor, groups: int) -> None:
+def _check(kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; permitted: {', '.join(KINDS)}")
-    if group.numel() and not 0 <= group.min() <= group.max() < groups:
-        raise ValueError(f"group values span {group.min()}..{group.max()}; permitted: 0..{groups - 1}")
-
-
-def _one_hot(label: Tensor, classes: int) -> Tensor:
-    if label.numel() and not 0 <= label.min() <= label.max() < classes:
-        raise ValueError(f"label values span {label.min()}..{label.max()}; permitted: 0..{classes - 1}")
-    return one_hot(label, classes)
 
 
 def _deltas(logits: Tensor, label: Tensor, kind: str) -> Iterator[tuple[Tensor, bool]]:
     """Gradients of the summed cross-entropy with respect to the logits, each with whether it is the last."""
     p, k = logits.softmax(-1), logits.shape[-1]
     if kind == "empirical":
-        yield p - _one_hot(label, k).to(p), True
+        yield p - one_hot(label, k).to(p), True
         return
     for c in range(k):  # a factor √p_c on the gradient is a weight p_c on its square
         yield p[:, c, None].sqrt() * (p - one_hot(torch.full_like(label, c), k).to(p)), c == k - 1
 
 
 def _layers(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Module]:
+    if isinstance(names, str):
+        raise ValueError(f"layers is {names!r}; permitted: a list of names, or None for all")
     known = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     chosen = {name: known.get(name) for name in (known if names is None else names)}
     for name, m in chosen.items():

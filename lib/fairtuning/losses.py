@@ -1,7 +1,10 @@
-"""Training losses, batched over leading run axes: logits `[..., n, k]`, label and group `[..., n]` int64.
+"""Training losses, batched over leading run axes: logits `[..., n, k]`, label and group `[..., n]` integers or bool.
 
 label and group may leave out leading axes that the runs share. A penalty is a number per run, on soft
 predictions (softmax probabilities), so that it has a gradient.
+
+Raise ValueError for a label or group of another length or type, and for values outside 0 to k - 1, or to `groups` - 1,
+where these are on the CPU (`checks`): no value, -100 neither, stands for an example to leave out.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,16 +13,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import checks
+
+_NO_LABEL = torch.iinfo(torch.int64).min  # torch leaves -100 out, with loss 0; where nobody looks it has to fail too
+
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy in nats of each example, `[..., n]`.
+    """Cross-entropy in nats of each example, `[..., n]`; its mean is over all of them.
 
     >>> round(float(cross_entropy(torch.zeros(1, 2), torch.tensor([1]))), 4)        # ln 2
     0.6931
     """
-    label = label.expand(logits.shape[:-1])
-    flat = functional.cross_entropy(logits.flatten(0, -2), label.flatten(), reduction="none")
-    return flat.reshape(label.shape)
+    label = _checked("label", label, logits=logits).expand(logits.shape[:-1])
+    flat = logits.flatten(0, -2), label.flatten()
+    try:  # torch looks at every value itself; to look before it does would cost a small step another 5 %
+        loss = functional.cross_entropy(*flat, reduction="none", ignore_index=_NO_LABEL)
+    except (IndexError, RuntimeError):
+        checks.integers("label", label, below=logits.shape[-1])
+        raise
+    return loss.reshape(label.shape)
+
+
+def _checked(name: str, values: Tensor, *, logits: Tensor) -> Tensor:
+    if logits.ndim < 2:
+        raise ValueError(f"logits have shape {list(logits.shape)}; permitted: [..., n, k]")
+    return checks.integers(name, values, below=None, shape=logits.shape[:-1]).long()
+
+
+def _of_losses(group: Tensor, loss: Tensor) -> Tensor:
+    if not loss.ndim:
+        raise ValueError("loss is one number; permitted: [..., n], one for each example")
+    return checks.integers("group", group, below=None, shape=loss.shape).long()
 
 
 def demographic_parity_penalty(logits: Tensor, group: Tensor, *, groups: int = 2, positive: int = 1) -> Tensor:
@@ -32,8 +56,10 @@ def demographic_parity_penalty(logits: Tensor, group: Tensor, *, groups: int = 2
     >>> round(float(demographic_parity_penalty(logits, torch.tensor([0, 0, 1]))), 4)
     0.2
     """
+    checks.between("positive", positive, 0, logits.shape[-1] - 1)
+    group = _checked("group", group, logits=logits)
     score = logits.softmax(-1)[..., positive]
-    return _gap(score, group, counted=torch.ones_like(group, dtype=torch.bool), groups=groups)
+    return _gap(score, _members(group, groups=groups))
 
 
 def equalized_odds_penalty(
@@ -44,16 +70,31 @@ def equalized_odds_penalty(
     Soft true positive gap (examples with label `positive`) plus soft false positive gap (the others). In each
     of the two only groups with an example in the batch count; with fewer than two it is 0.
     """
+    label = checks.integers("label", label, below=logits.shape[-1])
+    return _equalized_odds(logits, label, group, groups=groups, positive=positive)
+
+
+def _equalized_odds(logits: Tensor, label: Tensor, group: Tensor, *, groups: int, positive: int = 1) -> Tensor:
+    """The same once there was a look at the labels' values."""
+    checks.between("positive", positive, 0, logits.shape[-1] - 1)
+    label, group = (_checked(name, values, logits=logits) for name, values in (("label", label), ("group", group)))
     score = logits.softmax(-1)[..., positive]
-    hit = label == positive
-    true_gap = _gap(score, group, counted=hit, groups=groups)
-    false_gap = _gap(score, group, counted=~hit, groups=groups)
-    return true_gap + false_gap
+    member, hit = _members(group, groups=groups), (label == positive).unsqueeze(-1)
+    return _gap(score, member & hit) + _gap(score, member & ~hit)
 
 
-def _gap(score: Tensor, group: Tensor, *, counted: Tensor, groups: int) -> Tensor:
-    """Largest minus smallest mean score over the groups that have a counted example; scores are in [0, 1]."""
-    member = (group.unsqueeze(-1) == torch.arange(groups, device=group.device)) & counted.unsqueeze(-1)
+def _members(group: Tensor, *, groups: int) -> Tensor:
+    """Whether each example is of each group, bool `[..., n, groups]`."""
+    nobody = group.new_zeros(*group.shape, groups, dtype=torch.bool)
+    try:
+        return nobody.scatter(-1, group.unsqueeze(-1), True)
+    except RuntimeError:  # as in cross_entropy
+        checks.integers("group", group, below=groups)
+        raise
+
+
+def _gap(score: Tensor, member: Tensor) -> Tensor:
+    """Largest minus smallest mean score over the groups that have a member; scores are in [0, 1]."""
     size = member.sum(-2)
     mean = (score.unsqueeze(-1) * member).sum(-2) / size.clamp(min=1)
     # an absent group takes the value that can be neither largest nor smallest; none present: 0 - 1, cut to 0
@@ -81,8 +122,10 @@ def penalised_loss(
     """
     if penalty not in PENALTIES:
         raise ValueError(f"penalty is {penalty!r}; permitted are {sorted(PENALTIES)}")
+    checks.between("lam", lam, 0, 1)
     task = cross_entropy(logits, label).mean(-1)
-    return (1 - lam) * task + lam * PENALTIES[penalty](logits, label, group, groups=groups)
+    form = _equalized_odds if penalty == "equalized_odds" else PENALTIES[penalty]  # cross_entropy looks at labels
+    return (1 - lam) * task + lam * form(logits, label, group, groups=groups)
 
 
 # ------------------------------------------------------------------------------------------------- losses of groups
@@ -99,6 +142,10 @@ def penalty_groups(label: Tensor, attribute: Tensor, *, by: str, classes: int, a
     """
     if by not in GROUPINGS:
         raise ValueError(f"groups are by {by!r}; permitted are {', '.join(GROUPINGS)}")
+    if by != "attribute":
+        label = checks.integers("label", label, below=classes).long()
+    if by != "class":
+        attribute = checks.integers("attribute", attribute, below=attributes, n=label.shape[-1]).long()
     if by == "class":
         return label, classes
     return (attribute, attributes) if by == "attribute" else (label * attributes + attribute, classes * attributes)
@@ -109,9 +156,13 @@ def group_means(loss: Tensor, group: Tensor, *, groups: int) -> tuple[Tensor, Te
 
     The mean of a group without example is 0. The cost does not depend on how many groups there are.
     """
-    group = group.expand(loss.shape)
+    group = _of_losses(group, loss).expand(loss.shape)
     zeros = loss.new_zeros(*loss.shape[:-1], groups)
-    size = zeros.scatter_add(-1, group, torch.ones_like(loss))
+    try:
+        size = zeros.scatter_add(-1, group, torch.ones_like(loss))
+    except RuntimeError:  # as in cross_entropy
+        checks.integers("group", group, below=groups)
+        raise
     return zeros.scatter_add(-1, group, loss) / size.clamp(min=1), size
 
 
@@ -145,6 +196,7 @@ def penalty_and_signal(loss: Tensor, group: Tensor, *, groups: int, batch_size: 
     >>> penalty_and_signal(loss, group, groups=2, batch_size=2)
     (2.0, 0.0)
     """
+    group = _of_losses(group, loss)
     whole = len(loss) // batch_size * batch_size
     batches, members = loss[:whole].reshape(-1, batch_size), group[:whole].reshape(-1, batch_size)
     mean, _ = group_means(loss, group, groups=groups)
@@ -181,14 +233,14 @@ def variance_penalised_loss(
 ) -> Tensor:
     """J = mean cross-entropy + lam * group_loss_variance, `[...]` (arXiv 2410.17358, eq. 1: FairLoRA and FairFFT).
 
-    lam, 0 or more, is a number or a tensor `[...]` with a value per run. Raises ValueError for a negative one.
+    lam, 0 or more, is a number or a tensor `[...]` with a value per run. Raises ValueError for a negative one (of a
+    tensor: on the CPU).
 
     >>> logits, label = torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1])
     >>> round(float(variance_penalised_loss(logits, label, group=label, groups=2, lam=1.0)), 4)   # .4100 + .1603
     0.5703
     """
-    if torch.as_tensor(lam).min() < 0:
-        raise ValueError(f"lam is {float(torch.as_tensor(lam).min())}; permitted: 0 or more")
+    checks.between("lam", lam, 0)
     loss = cross_entropy(logits, label)
     return loss.mean(-1) + lam * group_loss_variance(loss, group, groups=groups)
 
@@ -220,6 +272,7 @@ def balanced_weights(group: Tensor, *, groups: int) -> Tensor:
     >>> balanced_weights(torch.tensor([0, 0, 0, 1]), groups=2).tolist()
     [0.6666666666666666, 0.6666666666666666, 0.6666666666666666, 2.0]
     """
+    group = checks.integers("group", group, below=groups, shape=[group.numel()], wait=True).long()
     size = group.bincount(minlength=groups).double()
     return len(group) / ((size > 0).sum() * size[group])
 
@@ -234,10 +287,12 @@ def cross_covariance_penalty(task: Tensor, sensitive: Tensor) -> Tensor:
 
     `task` `[..., n, p]` and `sensitive` `[..., n, q]` are features of the same n examples. 0 where no linear function
     of the one is correlated with one of the other. Through whichever Gram matrices, p x q or n x n, are cheaper.
+    ValueError where n differs.
 
     >>> float(cross_covariance_penalty(torch.tensor([[1.0], [-1.0]]), torch.tensor([[3.0], [-3.0]])))   # (2 * 3 / 2)^2
     9.0
     """
+    checks.examples(task=task, sensitive=sensitive)
     task, sensitive = _centred(task), _centred(sensitive.detach())
     n, p, q = *task.shape[-2:], sensitive.shape[-1]
     if p * q <= n * (p + q):
@@ -248,12 +303,16 @@ def cross_covariance_penalty(task: Tensor, sensitive: Tensor) -> Tensor:
 def squared_cosine_penalty(task: Tensor, sensitive: Tensor, *, eps: float = 1e-12) -> Tensor:
     """Mean over the batch of cos^2(z_t, z_s), `[...]` in [0, 1], both centred (arXiv 2503.05684: Orth; our reading).
 
-    `task` and `sensitive` `[..., n, p]`. Centred, for features of a transformer share a large mean.
+    `task` and `sensitive` `[..., n, p]`; ValueError where n or p differs. Centred, for features of a transformer share
+    a large mean.
 
     >>> z = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     >>> float(squared_cosine_penalty(z, z)), float(squared_cosine_penalty(z, z.flip(-1)))
     (1.0, 0.0)
     """
+    checks.examples(task=task, sensitive=sensitive)
+    if task.shape[-1] != sensitive.shape[-1]:
+        raise ValueError(f"sensitive is {sensitive.shape[-1]} wide; permitted: {task.shape[-1]}, the width of task")
     task, sensitive = _centred(task), _centred(sensitive.detach())
     product = (task * sensitive).sum(-1).square()
     return (product / (task.square().sum(-1) * sensitive.square().sum(-1) + eps)).mean(-1)

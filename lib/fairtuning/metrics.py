@@ -12,13 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from . import checks
+
 _CHUNK = 2**18  # examples counted at once: 2 MiB of indices stay in the cache
 
 
 def group_counts(prediction: Tensor, label: Tensor, *, group: Tensor, classes: int, groups: int) -> Tensor:
     """Count examples by group, true class and predicted class.
 
-    Shapes: prediction `[..., N]`, label and group `[N]`, all integer; result `[..., groups, classes,
+    Shapes: prediction `[..., N]`, label and group `[N]`, all integer or bool; result `[..., groups, classes,
     classes]`, int64, on the device of `prediction`. ValueError on a value out of range or a wrong length.
 
     >>> group_counts(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), group=torch.tensor([0, 0, 1]),
@@ -41,21 +43,9 @@ def group_counts(prediction: Tensor, label: Tensor, *, group: Tensor, classes: i
 
 def true_cell(prediction: Tensor, label: Tensor, *, group: Tensor, classes: int, groups: int) -> Tensor:
     """Index `group * classes + label` of each example, `[N]` int64, after a check of all three."""
-    length = prediction.shape[-1] if prediction.ndim else None
-    if label.ndim != 1 or group.shape != label.shape or length != len(label):
-        shapes = tuple(prediction.shape), tuple(label.shape), tuple(group.shape)
-        raise ValueError(f"prediction, label, group have shapes {shapes}; expected [..., N], [N], [N]")
-    for name, values, size in (
-        ("prediction", prediction, classes),
-        ("label", label, classes),
-        ("group", group, groups),
-    ):
-        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-            raise ValueError(f"{name} has dtype {values.dtype}; expected an integer type")
-        if values.numel():
-            low, high = (int(v) for v in values.aminmax())
-            if low < 0 or high >= size:
-                raise ValueError(f"{name} has values from {low} to {high}; permitted are 0 to {size - 1}")
+    n = checks.integers("prediction", prediction, below=classes, wait=True).shape[-1]
+    checks.integers("label", label, below=classes, shape=[n], wait=True)
+    checks.integers("group", group, below=groups, shape=[n], wait=True)
     return (group.long() * classes + label.long()).to(prediction.device)
 
 
@@ -66,9 +56,10 @@ def _pooled(counts: Tensor) -> Tensor:
     return _checked(counts).sum(-3)
 
 
-def _checked(counts: Tensor) -> Tensor:
+def _checked(counts: Tensor, positive: int = 0) -> Tensor:
     if counts.ndim < 3 or counts.shape[-1] != counts.shape[-2]:
         raise ValueError(f"counts have shape {tuple(counts.shape)}; expected [..., groups, classes, classes]")
+    checks.between("positive", positive, 0, counts.shape[-1] - 1)  # -1 would be the last class
     return counts.double()
 
 
@@ -132,7 +123,7 @@ def class_f1_gap(counts: Tensor) -> Tensor:
 
 def positive_class_f1(counts: Tensor, positive: int = 1) -> Tensor:
     """F1 of the positive class, `[...]` (scikit-learn's `average="binary"`)."""
-    return class_f1(counts)[..., positive]
+    return class_f1(_checked(counts, positive))[..., positive]
 
 
 def min_class_recall(counts: Tensor) -> Tensor:
@@ -156,25 +147,25 @@ def group_accuracy(counts: Tensor) -> Tensor:
 
 def base_rate(counts: Tensor, positive: int = 1) -> Tensor:
     """P(Y = positive | group), `[..., groups]`: a property of the data, the same for every model."""
-    table = _checked(counts)
+    table = _checked(counts, positive)
     return table[..., positive, :].sum(-1) / table.sum((-2, -1))
 
 
 def selection_rate(counts: Tensor, positive: int = 1) -> Tensor:
     """P(prediction = positive | group), `[..., groups]`."""
-    table = _checked(counts)
+    table = _checked(counts, positive)
     return table[..., positive].sum(-1) / table.sum((-2, -1))
 
 
 def true_positive_rate(counts: Tensor, positive: int = 1) -> Tensor:
     """P(prediction = positive | Y = positive, group), `[..., groups]`."""
-    table = _checked(counts)
+    table = _checked(counts, positive)
     return table[..., positive, positive] / table[..., positive, :].sum(-1)
 
 
 def false_positive_rate(counts: Tensor, positive: int = 1) -> Tensor:
     """P(prediction = positive | Y != positive, group), `[..., groups]`; every other class is negative."""
-    table = _checked(counts)
+    table = _checked(counts, positive)
     hits = table[..., positive].sum(-1) - table[..., positive, positive]
     return hits / (table.sum((-2, -1)) - table[..., positive, :].sum(-1))
 
@@ -244,7 +235,7 @@ def equalized_odds_one_vs_rest_max(counts: Tensor, positive: int | None = None) 
     `positive` (1 unless given). More classes, undefined there: mean over the classes (our reading), or of
     the class given. With two groups and two classes it is `equal_opportunity_difference`.
     """
-    table = _checked(counts)
+    table = _checked(counts, positive or 0)
     hits, size = _correct(table), table.sum(-1)
     rest = (hits.sum(-2, keepdim=True) - hits) / (size.sum(-2, keepdim=True) - size)
     gap = (hits / size - rest).abs().amax(-2)  # [..., classes]

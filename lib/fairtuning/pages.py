@@ -340,9 +340,10 @@ def paper_table(
         return Table(header, shown, caption=f"{numbers}, and ours, counted: no run is needed.")
     runs = report.items_of(studies.study(study), entry["slug"], data)
     command = f"fairtuning run {study} --profile {profile} --only {runs}"
+    measured = dict.fromkeys(report.in_place(cell["ours"]["data"], cell["data"]) for cell in cells if cell["ours"])
     caption = (
         f"{numbers} and ours (profile {profile}, data "
-        f"{', '.join([found.data_name if found else data, *backbones])}; {_spread(cells)}{stars}). "
+        f"{', '.join([*measured, *backbones])}; {_spread(cells)}{stars}). "
         f"Each of our numbers leads to its records. Make them again: <code>{command}</code>"
     )
     return Table(header, shown, caption=caption)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ from fairtuning.analysis import MissingRuns, Results
 from fairtuning.claims import Verdict
 from fairtuning.runs import Record, Store, ensure
 
-#: The data set whose place a profile's first one takes (generated data in the classroom's), by paper.
+#: The data set whose place the classroom's generated data takes, by paper. No other profile has a stand-in.
 MAIN = {"zhang2024": "adult", "sukumaran2024": "waterbirds", "kamalaruban2025": "celeba"}
 #: The profile whose records the book shows, where it is not the papers' own scale.
 SHOWN = {"sukumaran2024": "compact", "kamalaruban2025": "compact", "bench": "compact"}
@@ -67,7 +68,7 @@ def results(study: str, profile: str = "paper", data: str | None = None) -> Resu
     studies.check_profile(studies.study(study), profile)
     path = Store.path_of(study, profile)
     stamp = path.stat().st_mtime if path.is_file() else 0.0
-    return _results(study, profile, None if _stands_for(study, profile, data) else data, stamp)
+    return _results(study, profile, None if _is_first(study, profile, data) else data, stamp)
 
 
 def every(study: str, profile: str) -> dict[str, list[Record]]:
@@ -85,15 +86,30 @@ def _own_data(study: str, profile: str) -> list[str]:
     return list(found) if isinstance(found, dict) else []
 
 
-def _stands_for(study: str, profile: str, data: str | None) -> bool:
-    """Whether the results on ``data`` are those of the profile's first data set."""
+def measured_on(study: str, profile: str, data: str | None) -> str | None:
+    """The data set that a profile's results on ``data`` are of: that one, but of a paper's main one in the classroom.
+
+    >>> measured_on("sukumaran2024", "compact", "waterbirds"), measured_on("sukumaran2024", "classroom", "waterbirds")
+    ('waterbirds', 'parity')
+    """
     own = _own_data(study, profile)
-    return data is None or data == (own[0] if own else None) or (data == MAIN.get(study) and data not in own)
+    stood_for = profile == "classroom" and own and data == MAIN.get(study) and data not in own
+    return own[0] if stood_for else data
+
+
+def in_place(measured: str, data: str | None) -> str:
+    """What has to be said of results where a paper has ``data``: that they are of it, or of another in its place."""
+    return measured if measured == data or not data else f"{measured} in place of {data}"
+
+
+def _is_first(study: str, profile: str, data: str | None) -> bool:
+    """Whether the results on ``data`` are those of the profile's first data set."""
+    return data is None or measured_on(study, profile, data) in _own_data(study, profile)[:1]
 
 
 def runnable(study: str, profile: str, data: str | None) -> bool:
     """Whether a profile has runs on a data set, or on one that takes its place; "all": what compares data sets."""
-    return data in ("all", MAIN.get(study)) or data in _own_data(study, profile)
+    return data == "all" or measured_on(study, profile, data) in _own_data(study, profile)
 
 
 def read(
@@ -113,7 +129,7 @@ def read(
     studies.check_profile(module, profile)
     if compute:
         ensure(module, labels, profile=profile, seeds=seeds)
-    options = {} if _stands_for(study, profile, data) else {"data": data}
+    options = {} if _is_first(study, profile, data) else {"data": data}
     try:
         return module.results(Store.of(study, profile), profile, labels=labels, seeds=seeds, **options)
     except MissingRuns:
@@ -157,11 +173,14 @@ def counted(module: ModuleType) -> tuple[str, ...]:
 def table(study: str, name: str, *, profile: str = "paper", found: Results | None = None) -> list[dict[str, Any]]:
     """One object per published cell: row, column, data, published {mean, spread, n}, ours (or None).
 
-    ``found``, where given, is of one data set: the cells of the others then have no "ours".
+    ``found``, where given, is of one data set: the cells of the others then have no "ours". In the classroom "ours"
+    names another data set than the cell, the one that stands in for it.
     """
     cells = item(study, name) and papers.published_cells(study, slug(name))
     module = studies.study(study) if study in studies.STUDIES else None
     by_data = {data: _on(study, profile, data, found) for data in {cell["data"] for cell in cells}} if module else {}
+    if module and slug(name) in counted(module):  # a count is of no data that stands in for others
+        by_data = {data: of if measured_on(study, profile, data) == data else None for data, of in by_data.items()}
     return [
         {
             "row": cell["row"],
@@ -175,10 +194,10 @@ def table(study: str, name: str, *, profile: str = "paper", found: Results | Non
 
 
 def _on(study: str, profile: str, data: str | None, found: Results | None) -> Results | None:
-    """``found`` if it is of ``data``, else what there is of it."""
-    if found is not None:
-        return found if _stands_for(study, profile, data) or found.data_name == data else None
-    return _available(study, profile, data)
+    """``found`` if it is of ``data``, and where none is given what there is of it."""
+    if found is None:
+        return _available(study, profile, data)
+    return found if data is None or found.data_name == measured_on(study, profile, data) else None
 
 
 def _available(study: str, profile: str, data: str | None = None) -> Results | None:
@@ -192,15 +211,28 @@ def _available(study: str, profile: str, data: str | None = None) -> Results | N
 
 
 def verdicts(study: str, *, profile: str = "paper", found: Results | None = None) -> list[Verdict]:
-    """A verdict for every claim of a study's paper; ``found``, where given, is of its main data set."""
+    """A verdict for every claim of a study's paper, under the name of the data that it is of: in the classroom that is
+    the generated data in place of the paper's main one, and the reason says so.
+
+    ``found``, where given, serves the claims on the data that it is of.
+    """
     module, loaded = studies.study(study), claims.load(study)
-    tested = {data for claim in loaded for data, entry in claim.data.items() if not entry.state}
+    tested = {(claim.id, data) for claim in loaded for data, entry in claim.data.items() if not entry.state}
     by_data = {
-        data: found if found and data == MAIN.get(study) else _available(study, profile, data)
-        for data in sorted(tested)
+        data: (found and _on(study, profile, data, found)) or _available(study, profile, data)
+        for data in sorted({data for _, data in tested})
     }
     quantities = {data: module.quantities(results) if results else {} for data, results in by_data.items()}
-    return claims.evaluate(loaded, quantities, profile=profile)
+    return [
+        _named(verdict, measured_on(study, profile, verdict.data)) if (verdict.id, verdict.data) in tested else verdict
+        for verdict in claims.evaluate(loaded, quantities, profile=profile)
+    ]
+
+
+def _named(verdict: Verdict, measured: str) -> Verdict:
+    if measured == verdict.data:
+        return verdict
+    return replace(verdict, data=measured, reason=f"{in_place(measured, verdict.data)}: {verdict.reason}")
 
 
 # ----------------------------------------------------------------------------------------------------------- coverage
@@ -257,8 +289,10 @@ def _state(study: str, entry: dict[str, Any], data: str | None, profile: str) ->
     if absent or not wanted:
         absent = absent or module.LABELS[runs]
         return "not yet", f"no records of {', '.join(absent[:3])}{' …' if len(absent) > 3 else ''}"
-    left_out = module.left_out(runs, profile) if hasattr(module, "left_out") else ""
-    return ("not yet", left_out) if left_out else ("reproduced", entry.get("note", ""))
+    if left_out := module.left_out(runs, profile) if hasattr(module, "left_out") else "":
+        return "not yet", left_out
+    measured = measured_on(study, profile, data)
+    return "reproduced", entry.get("note", "") if measured == data else f"with {in_place(measured, data)}"
 
 
 # --------------------------------------------------------------------------------------------------------------- text

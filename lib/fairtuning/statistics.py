@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from . import checks
 from .metrics import true_cell
 
 _CHUNK = 2**23  # elements of one block: 32 MiB in float32, 64 MiB in int64
@@ -57,8 +58,12 @@ def resampled_score_counts(
     """Counts of class by score under the resampling that `resampled_counts` draws for as many examples.
 
     Shapes: integer scores `[runs, N]`, 0 to `levels` - 1, and label `[N]`; result `[resamples, runs, classes, levels]`
-    float32.
+    float32. Raises ValueError for other shapes, types and values.
     """
+    n = checks.integers("scores", scores, below=levels, wait=True).shape[-1]
+    checks.integers("label", label, below=classes, shape=[n], wait=True)
+    if scores.ndim != 2:
+        raise ValueError(f"scores have shape {list(scores.shape)}; permitted: [runs, N]")
     cell = label.long() * levels + scores.long()
     out = torch.zeros(resamples, len(scores), classes * levels)
     for rows, weights in _weights(len(label), resamples=resamples, seed=seed):
@@ -99,29 +104,40 @@ def single_run_interval(
     resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile interval of a scalar metric of one run, counts `[groups, classes, classes]`.
+) -> tuple[float, float] | tuple[Tensor, Tensor]:
+    """Percentile interval, low and high, of a metric of one run, counts `[groups, classes, classes]`.
+
+    Two floats for a scalar metric; two float64 tensors of the metric's shape for one with more entries (an accuracy
+    for each group), an interval for each entry by itself.
 
     Drawing counts from the multinomial over the cells has exactly the law of resampling the examples. It says
-    nothing of the variance between seeds. NaN where more than 1 resample in 20 leaves the metric undefined.
+    nothing of the variance between seeds. NaN where more than 1 resample in 20 leaves the entry undefined. Raises
+    ValueError for counts of another shape, and for a metric that does not keep the axis of the resamples.
     """
     import numpy
 
+    if counts.ndim != 3 or counts.shape[-1] != counts.shape[-2]:
+        raise ValueError(f"counts have shape {list(counts.shape)}; permitted: [groups, classes, classes], of one run")
     cells = counts.detach().cpu().double().flatten()
     filled = cells.nonzero().flatten()
-    if not len(filled):
-        return math.nan, math.nan
     total = int(cells.sum())
     drawn = torch.zeros(resamples, len(cells), dtype=torch.float64)
-    share = (cells[filled] / cells.sum()).numpy()
-    drawn[:, filled] = torch.from_numpy(
-        numpy.random.default_rng(seed).multinomial(total, share, size=resamples)
-    ).double()
-    values = _defined(metric(drawn.reshape(resamples, *counts.shape)))
-    if values is None:
-        return math.nan, math.nan
+    if total:  # else no example, and every metric is NaN
+        share = (cells[filled] / cells.sum()).numpy()
+        drawn[:, filled] = torch.from_numpy(
+            numpy.random.default_rng(seed).multinomial(total, share, size=resamples)
+        ).double()
+    values = metric(drawn.reshape(resamples, *counts.shape))
+    if values.shape[:1] != (resamples,):
+        raise ValueError(f"the metric gives shape {list(values.shape)} for {resamples} counts; permitted: [B, ...]")
     tail = (1 - confidence) / 2
-    low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    bounds = torch.full((2, values[0].numel()), math.nan, dtype=torch.float64)
+    for entry, column in enumerate(values.reshape(resamples, -1).unbind(1)):
+        if (kept := _defined(column)) is not None:
+            bounds[:, entry] = kept.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))
+    if values.ndim == 1:
+        return tuple(bounds[:, 0].tolist())
+    low, high = bounds.reshape(2, *values.shape[1:])
     return low, high
 
 
