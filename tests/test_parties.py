@@ -8,7 +8,6 @@ import torch
 from fairtuning import backbones
 from fairtuning.collaboration import exchange, parties
 from fairtuning.collaboration.encoder import Encoder
-from fairtuning.collaboration.learner import Learner
 from fairtuning.collaboration.messages import Message, Refused, decode, encode
 from fairtuning.collaboration.parties import (
     METHODS,
@@ -28,7 +27,7 @@ from fairtuning.datasets import GroupedData
 from fairtuning.losses import cross_entropy, prediction_entropy
 from fairtuning.metrics import METRICS, group_counts
 from fairtuning.networks import head
-from fairtuning.training import train
+from fairtuning.training import Learner, train
 
 
 def faces(n=60, seed=0):
@@ -225,13 +224,13 @@ def test_turns_take_the_steps_of_the_one_training_loop(data, encoder, schedule):
         batch=lambda index: (index, label[index], label[index]),
         n=len(rows), order_seeds=[4], optimiser_name="adamw", epochs=2, **settings,
     )  # fmt: skip
-    learner = Learner(start, n=len(rows), steps=6, order_seed=4, **settings)
+    learner = Learner(start, n=len(rows), steps=6, order_seeds=4, **settings)
     ends = []
     for _ in range(6):
         learner.advance(
             1,
             lambda values, index: cross_entropy(scores(values, index), label[index]).mean(),
-            after_epoch=lambda: ends.append(learner.step),
+            after_epoch=lambda values: ends.append(learner.step),
         )
     assert same({name: value.detach() for name, value in learner.parameters.items()}, expected) and ends == [3, 6]
 

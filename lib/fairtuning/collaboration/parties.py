@@ -17,7 +17,6 @@ from torch import Tensor
 from fairtuning import FairtuningError
 from fairtuning.collaboration import leakage
 from fairtuning.collaboration.encoder import Encoder
-from fairtuning.collaboration.learner import Learner
 from fairtuning.collaboration.messages import Message, decode, encode
 from fairtuning.collaboration.transcript import Transcript
 from fairtuning.datasets import GroupedData
@@ -31,6 +30,7 @@ from fairtuning.losses import (
 )
 from fairtuning.metrics import METRICS, group_counts
 from fairtuning.networks import Parameters, head, mlp_parameters
+from fairtuning.training import Learner
 
 #: The auditor sends a sensitive adapter once, then the developer trains.
 ONCE = ("unl", "unl-ascent", "orth", "orth-cosine", "orth-weight")
@@ -158,7 +158,7 @@ class _Party:
         usual = {
             "n": len(self.rows),
             "steps": self.steps,
-            "order_seed": 2 * self.plan.order_seed + (self.name == "auditor"),
+            "order_seeds": 2 * self.plan.order_seed + (self.name == "auditor"),
             "batch_size": self.plan.batch_size,
             "learning_rate": self.plan.learning_rate,
             "schedule": self.plan.schedule,
@@ -311,14 +311,13 @@ class Developer(_Party):
         """Logits ``[n, classes]`` of the trained classifier, on the CPU."""
         return head(self.model, features).cpu()
 
-    @torch.no_grad()
-    def _after_epoch(self) -> None:
+    def _after_epoch(self, parameters: Parameters) -> None:
         rows = self.view.rows["validation"]
-        features = self.encoder.all_features(self.learner.parameters, rows, base=self.base)
-        right = head(self.learner.parameters, features).argmax(-1).cpu() == self.view.target["validation"]
+        features = self.encoder.all_features(parameters, rows, base=self.base)
+        right = head(parameters, features).argmax(-1).cpu() == self.view.target["validation"]
         self.curve.append(float(right.double().mean()))
         if max(self.curve) > max(self.curve[:-1], default=-1.0):
-            self._best = {name: value.detach().clone() for name, value in self.learner.parameters.items()}
+            self._best = {name: value.detach().clone() for name, value in parameters.items()}
 
     def _state(self) -> dict[str, Parameters]:
         return {"learner": self.learner.state(), "best": self._best, "sensitive": self.sensitive}
