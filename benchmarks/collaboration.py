@@ -19,14 +19,14 @@ import typer
 from measuring import cpu_seconds, row, write  # which makes the checkout's fairtuning importable
 from torch import Tensor
 
-from fairtuning import backbones
-from fairtuning.collaboration.encoder import Encoder
 from fairtuning.collaboration.messages import Message, decode, encode
 from fairtuning.collaboration.parties import Auditor, Developer, Plan, View
 from fairtuning.collaboration.transcript import Transcript
 from fairtuning.networks import Parameters
 from fairtuning.paths import data_folder
 from fairtuning.studies.kamalaruban2025.configuration import PROFILES
+from fairtuning.vision import backbones
+from fairtuning.vision.network import Network
 
 PACKAGES = ("torch", "timm", "peft", "safetensors")
 COMPACT = PROFILES["compact"]
@@ -35,14 +35,14 @@ TRAINING = 10825  # images for training in CelebA, edition resized-64-20000
 STEPS_TIMED = 4  # of each variant in its turn
 
 
-def encoder(precision: str) -> Encoder:
+def encoder(precision: str) -> Network:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (EXAMPLES, 3, *SIZE), dtype=torch.uint8, generator=generator)
     try:
         backbone = backbones.load("vit-tiny", classes=0, size=SIZE)
     except backbones.BackboneError:
         backbone = backbones.load("vit-tiny", classes=0, size=SIZE, weights="random")
-    return Encoder(backbone, pixels, rank=RANK, blocks=COMPACT["settings"]["blocks"], precision=precision)
+    return Network(backbone, pixels, rank=RANK, blocks=COMPACT["settings"]["blocks"], precision=precision)
 
 
 def view(seed: int) -> View:
@@ -61,11 +61,11 @@ class Uncached(Developer):
 
     def penalty(self, parameters: Parameters, features: Tensor, index: Tensor) -> Tensor:
         with torch.no_grad():
-            self._features[index] = self.encoder.features(self.sensitive, self.rows[index]) / self._spread
+            self._features[index] = self.encoder.forward(self.sensitive, self.rows[index]) / self._spread
         return super().penalty(parameters, features, index)
 
 
-def steps(frozen: Encoder) -> dict[str, Callable[[], None]]:
+def steps(frozen: Network) -> dict[str, Callable[[], None]]:
     """A few steps of the developer by each method, on the same images with the same adapter from the auditor."""
     adapter, _ = Auditor(frozen, view(1), plan("orth", epochs=1)).sensitive_step()
     kinds = {
@@ -104,7 +104,7 @@ def compare_steps(precision: str, rounds: int) -> tuple[list[dict], float]:
     return found, times["Erm"]
 
 
-def crossing(frozen: Encoder, rounds: int, folder: Path) -> list[dict[str, float]]:
+def crossing(frozen: Network, rounds: int, folder: Path) -> list[dict[str, float]]:
     """Wall seconds that each round takes the developer: one message out, one in, each written down with fsync."""
     adapters = {name: frozen.adapter(seed) for seed, name in enumerate(("developer", "auditor"))}
     transcript, found = Transcript(folder / "transcript.jsonl", party="developer"), []
@@ -124,7 +124,7 @@ def crossing(frozen: Encoder, rounds: int, folder: Path) -> list[dict[str, float
     return found
 
 
-def compare_transcript(frozen: Encoder, step: float, repeats: int) -> list[dict]:
+def compare_transcript(frozen: Network, step: float, repeats: int) -> list[dict]:
     """The share of a round: what crossing takes, over the steps of one turn of the developer at compact scale."""
     rounds, epochs = COMPACT["rounds"], COMPACT["data"]["celeba"]["epochs"]
     turn = epochs * math.ceil(TRAINING / BATCH) // rounds

@@ -22,10 +22,10 @@ import typer
 from measuring import cpu_seconds, row, write  # which makes the checkout's fairtuning importable
 from torch import Tensor
 
-from fairtuning import adapters, backbones
 from fairtuning.datasets import GroupedData, images
 from fairtuning.factorization import low_rank
 from fairtuning.studies import sukumaran2024
+from fairtuning.vision import adapters, backbones
 
 PACKAGES = ("torch", "timm", "peft")
 BLOCKS, RANK = 12, 16
@@ -107,8 +107,8 @@ def share() -> list[dict]:
     information, rows = seconds(lambda: work.importance(backbone, run, data))
     weights = {name: module.weight.double().mT for name, module in adapters.adapted(backbone.model).items()}
     factorisation, _ = seconds(lambda: [low_rank(W, run.rank, rows=rows[name].to(W)) for name, W in weights.items()])
-    training = work.Training(work.Network(replace(run, method="lora", epochs=1), data), run, data)
-    forward, objective, steps = training.network.forward, training.objective, []
+    training = work.Training(work.network_of(replace(run, method="lora", epochs=1), data), run, data)
+    forward, objective, steps = training.forward, training.objective, []
     trained = {name: value.requires_grad_() for name, value in training.network.trained.items()}
     optimiser = torch.optim.AdamW(trained.values(), lr=1e-3)
     for index in torch.arange(n).split(run.batch_size)[:STEPS]:

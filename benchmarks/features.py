@@ -20,8 +20,8 @@ import typer
 from measuring import cpu_seconds, row, write  # which makes the checkout's fairtuning importable
 from torch import Tensor
 
-from fairtuning import backbones, features, prefix
 from fairtuning.datasets import GroupedData
+from fairtuning.vision import backbones, features, network
 
 PACKAGES = ("torch", "timm", "numpy")
 SIZE, BATCH, TARGET = (80, 64), 256, 0.9
@@ -40,7 +40,7 @@ def pictures(number: int, folder: Path) -> GroupedData:
 
 def weights() -> str:
     try:
-        features.network("vit-tiny", size=SIZE)
+        features.headless("vit-tiny", size=SIZE)
     except backbones.BackboneError:
         return "random"
     return "pretrained"
@@ -48,9 +48,9 @@ def weights() -> str:
 
 def forward_loop(data: GroupedData, given: str, *, short: bool) -> Callable[[], Tensor]:
     """Forward passes and nothing else; ``short``: the last block for the class token alone, as ours."""
-    made = features.network("vit-tiny", size=SIZE, weights=given)
+    made = features.headless("vit-tiny", size=SIZE, weights=given)
     batches = made.prepare(data.inputs).split(BATCH)
-    run = prefix.forward if short else lambda model, inputs: model(inputs)
+    run = network.forward if short else lambda model, inputs: model(inputs)
 
     @torch.inference_mode()
     def loop() -> Tensor:

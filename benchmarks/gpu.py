@@ -18,7 +18,8 @@ from measuring import row, write  # which makes the checkout's fairtuning import
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairtuning import adapters, backbones, losses, prefix
+from fairtuning import losses
+from fairtuning.vision import adapters, backbones, network
 
 PACKAGES = ("torch", "timm", "peft")
 SIZE, RANK, CLASSES, SIDE = (224, 224), 16, 2, 8192
@@ -65,7 +66,7 @@ class Step:
         if self.images is not None:
             self.inputs = self.given.prepare(self.images[torch.randint(len(self.images), (self.batch,))].cuda())
         with torch.autocast("cuda", torch.bfloat16, enabled=self.bf16):
-            logits = prefix.forward(self.model, self.inputs)
+            logits = network.forward(self.model, self.inputs)
         loss = (
             losses.variance_penalised_loss(
                 logits.float()[None], self.label[None], group=self.group[None], groups=self.groups, lam=1.0

@@ -15,7 +15,8 @@ import typer
 from measuring import cpu_seconds, row, write  # which makes the checkout's fairtuning importable
 from torch import Tensor, nn
 
-from fairtuning import adapters, backbones, losses, prefix
+from fairtuning import losses
+from fairtuning.vision import adapters, backbones, network
 
 PACKAGES = ("torch", "timm", "peft")
 SIZE, BATCH, RANK, CLASSES = (112, 112), 32, 16, 2
@@ -46,7 +47,7 @@ class Training:
     def __init__(self, images: Tensor, label: Tensor, *, seed: int = 0, **options):
         self.bf16, self.penalty = options.pop("bf16", False), options.pop("penalty", None)
         self.cached, full = options.pop("cached", False), options.pop("full", False)
-        self.run = prefix.forward if options.pop("short", False) else lambda model, inputs: model(inputs)
+        self.run = network.forward if options.pop("short", False) else lambda model, inputs: model(inputs)
         given, written_out = backbone(), options.pop("written_out", False)
         self.model = given.model if full else adapters.add(given.model, rank=RANK, seed=seed, **options)
         if written_out:
@@ -56,7 +57,7 @@ class Training:
         inputs = given.prepare(images)
         if self.cached:
             with torch.no_grad(), self.precision():
-                parts = [prefix.first_blocks(self.model, part, blocks=self.first) for part in inputs.split(BATCH)]
+                parts = [network.first_blocks(self.model, part, blocks=self.first) for part in inputs.split(BATCH)]
             inputs = torch.cat(parts)
         self.batches = list(zip(inputs.split(BATCH), label.split(BATCH), strict=True))
         self.optimiser = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-3)
@@ -67,7 +68,7 @@ class Training:
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.cached:
-            return prefix.last_blocks(self.model, inputs, blocks=self.first)
+            return network.last_blocks(self.model, inputs, blocks=self.first)
         return self.run(self.model, inputs)
 
     def step(self) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fairtuning import adapters, backbones, prefix
-from fairtuning.adapters import AdapterError
+from fairtuning.vision import adapters, backbones, network
+from fairtuning.vision.adapters import AdapterError
 
 # arXiv 2410.17358, Table 5: rank, classes of the data set behind the row (our decoding), trained parameters
 TABLE_5 = [(8, 40, 325_672), (16, 100, 666_724), (32, 100, 1_256_548), (64, 100, 2_436_196), (128, 100, 4_795_492)]
@@ -104,9 +104,9 @@ def test_the_last_blocks_alone_and_their_frozen_prefix(inputs):
     model = trained(adapters.add(vit(), rank=4, last=2), inputs)
     assert {int(n.split("blocks.")[1].split(".")[0]) for n, _ in model.named_parameters() if "lora" in n} == {10, 11}
     with torch.no_grad():
-        tokens = prefix.first_blocks(model, inputs, blocks=10)
-        assert torch.equal(tokens, prefix.first_blocks(vit(), inputs, blocks=10))
-        together = prefix.last_blocks(model, tokens, blocks=10)
+        tokens = network.first_blocks(model, inputs, blocks=10)
+        assert torch.equal(tokens, network.first_blocks(vit(), inputs, blocks=10))
+        together = network.last_blocks(model, tokens, blocks=10)
         torch.testing.assert_close(together, model(inputs), rtol=1e-5, atol=1e-5)
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fairtuning import FairtuningError, backbones, prefix, weights
-from fairtuning.backbones import BackboneError
+from fairtuning import FairtuningError
+from fairtuning.vision import backbones, network
+from fairtuning.vision.backbones import BackboneError
 
 NAME = "vit_tiny_patch16_224"
 FULL = f"{NAME}.augreg_in21k_ft_in1k"
@@ -145,13 +146,13 @@ def test_position_embeddings_are_resampled_to_a_rectangle(checkpoint):
 def test_weights_come_from_the_folder_that_the_environment_names(checkpoint, tmp_path, monkeypatch):
     shutil.copy(checkpoint, tmp_path / "vit_base_patch16_224.dino.safetensors")
     monkeypatch.setenv("FAIRTUNING_WEIGHTS", str(tmp_path))
-    assert weights.find("vit_base_patch16_224.dino", repository=None).parent == tmp_path
+    assert backbones.find("vit_base_patch16_224.dino", repository=None).parent == tmp_path
     with pytest.raises(BackboneError, match="224.dino.safetensors does not fit .*another architecture"):
         backbones.load("dino", classes=2)
 
 
 def test_a_changed_file_is_refused(checkpoint, tmp_path, monkeypatch):
-    shutil.copy(checkpoint, tmp_path / weights.FILES[FULL][0])
+    shutil.copy(checkpoint, tmp_path / backbones.FILES[FULL][0])
     monkeypatch.setenv("FAIRTUNING_WEIGHTS", str(tmp_path))
     with pytest.raises(FairtuningError, match="truncated or changed: .* expected 41ed9fa53d10"):
         backbones.load("vit-tiny", classes=2)
@@ -213,8 +214,8 @@ def test_bad_requests_give_one_line(name, options, line):
 def test_the_first_and_the_last_blocks_make_the_whole(name, blocks):
     backbone = backbones.load(name, classes=3, size=(32, 64), weights="random")
     model, inputs = backbone.model.double(), backbone.prepare(images(2, 3, 32, 64)).double()
-    tokens = prefix.first_blocks(model, inputs, blocks=blocks)
-    together = prefix.last_blocks(model, tokens, blocks=blocks)
+    tokens = network.first_blocks(model, inputs, blocks=blocks)
+    together = network.last_blocks(model, tokens, blocks=blocks)
     torch.testing.assert_close(together, model(inputs), rtol=1e-11, atol=1e-11)
 
 
@@ -222,7 +223,7 @@ def test_gradients_are_those_of_the_whole_model():
     backbone = backbones.load(NAME, classes=3, size=(32, 48), weights="random")
     model, inputs = backbone.model.double(), backbone.prepare(images(2, 3, 32, 48)).double()
     gradients = []
-    for way in (model, lambda x: prefix.forward(model, x)):
+    for way in (model, lambda x: network.forward(model, x)):
         model.zero_grad()
         torch.nn.functional.cross_entropy(way(inputs), torch.tensor([0, 2])).backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
@@ -247,30 +248,30 @@ def test_mean_pooling_needs_every_token():
 
     model = timm.create_model(NAME, img_size=32, global_pool="avg", num_classes=3).eval().double()
     inputs = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    torch.testing.assert_close(prefix.forward(model, inputs), model(inputs), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(network.forward(model, inputs), model(inputs), rtol=1e-11, atol=1e-11)
 
 
 def test_blocks_that_a_model_does_not_have():
     model = backbones.load(NAME, classes=3, size=(32, 32), weights="random").model
     with pytest.raises(BackboneError, match="first 13 blocks of a VisionTransformer; allowed: 0 to 12"):
-        prefix.first_blocks(model, torch.zeros(1, 3, 32, 32), blocks=13)
+        network.first_blocks(model, torch.zeros(1, 3, 32, 32), blocks=13)
     model = backbones.load("resnet18", classes=3, weights="random").model
-    assert torch.equal(prefix.forward(model, torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)))
+    assert torch.equal(network.forward(model, torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)))
     with pytest.raises(BackboneError, match="1 blocks of a ResNet; allowed: 0 to 0"):
-        prefix.last_blocks(model, torch.zeros(1, 3, 32, 32), blocks=1)
+        network.last_blocks(model, torch.zeros(1, 3, 32, 32), blocks=1)
 
 
 # -------------------------------------------------------------------------------------------------- the real checkpoint
-REAL = os.path.join(os.environ.get("FAIRTUNING_WEIGHTS", ""), weights.FILES[FULL][0])
+REAL = os.path.join(os.environ.get("FAIRTUNING_WEIGHTS", ""), backbones.FILES[FULL][0])
 
 
 @pytest.mark.skipif(
-    not os.path.isfile(REAL), reason=f"FAIRTUNING_WEIGHTS names no folder with {weights.FILES[FULL][0]}"
+    not os.path.isfile(REAL), reason=f"FAIRTUNING_WEIGHTS names no folder with {backbones.FILES[FULL][0]}"
 )
 def test_the_real_vit_tiny(monkeypatch):
     monkeypatch.setenv("FAIRTUNING_WEIGHTS", os.path.dirname(REAL))
     backbone = backbones.load("vit-tiny", classes=0, size=(112, 80))
-    assert backbone.digest == weights.FILES[FULL][1] and backbone.mean == backbone.std == (0.5, 0.5, 0.5)
+    assert backbone.digest == backbones.FILES[FULL][1] and backbone.mean == backbone.std == (0.5, 0.5, 0.5)
     assert float(backbone.prepare(torch.full((1, 3, 112, 80), 255, dtype=torch.uint8)).max()) == 1
     features = logits(backbone, n=4)
     assert features.shape == (4, 192) and features.isfinite().all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairtuning import FairtuningError, bench_page, claims, features, report, runs
+from fairtuning import FairtuningError, bench_page, claims, report, runs
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.cli import main
 from fairtuning.datasets import GroupedData
@@ -18,6 +18,7 @@ from fairtuning.runs import pack, unpack
 from fairtuning.studies import bench, sukumaran2024
 from fairtuning.studies.bench import METHODS, Run, resolve, seeded, selected, tables, units
 from fairtuning.studies.bench.configuration import LABELS, PROFILES, STACKED, labels_of, place, planned
+from fairtuning.vision import features
 
 work = import_module("fairtuning.studies.bench.work")
 CENSUS = PROFILES["classroom"]["data"]["census"]

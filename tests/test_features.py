@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fairtuning import features, paths
+from fairtuning import paths
 from fairtuning.datasets import GroupedData
-from fairtuning.weights import FILES, BackboneError
+from fairtuning.vision import features
+from fairtuning.vision.backbones import FILES, BackboneError
 
 RESNET = "resnet18.tv_in1k"
 
@@ -25,7 +26,7 @@ def data(folders):
 
 def by_hand(data, backbone):
     """The obvious twin: each image alone, in float64."""
-    made = features.network(backbone, size=tuple(data.inputs.shape[-2:]), weights="random")
+    made = features.headless(backbone, size=tuple(data.inputs.shape[-2:]), weights="random")
     with torch.no_grad():
         return torch.cat([made.model.double()(made.prepare(image[None]).double()) for image in data.inputs])
 
@@ -63,7 +64,7 @@ def test_the_second_load_maps_the_file(data, monkeypatch):
     (path,) = files()
     facts = json.loads(path.with_suffix(".json").read_text())
     assert (facts["digest"], facts["edition"], facts["weights"], facts["features"]) == ("d" * 64, "tiny", "random", 512)
-    monkeypatch.setattr(features, "network", lambda *_, **__: pytest.fail("the backbone was made again"))
+    monkeypatch.setattr(features, "headless", lambda *_, **__: pytest.fail("the backbone was made again"))
     again = features.load(data, RESNET, weights="random", batch_size=1)
     assert torch.equal(again, found) and again.dtype == torch.float16
     again[0] = 0  # a copy on write: the file never changes
@@ -96,7 +97,7 @@ def test_the_partial_network_is_the_first_three_stages(data, tmp_path):
     stages = timm.create_model("resnet18", features_only=True, out_indices=(3,)).eval()
     save_file({key: value.contiguous() for key, value in stages.state_dict().items()}, tmp_path / "stages.safetensors")
     found = features.load(data, features.STAGES, weights=tmp_path / "stages.safetensors", precision="float32")
-    prepared = features.network(features.STAGES, size=(40, 32), weights="random").prepare(data.inputs)
+    prepared = features.headless(features.STAGES, size=(40, 32), weights="random").prepare(data.inputs)
     with torch.no_grad():
         expected = stages(prepared)[0].mean((-2, -1))
     torch.testing.assert_close(found.clone(), expected, rtol=1e-4, atol=1e-5)
@@ -119,7 +120,7 @@ def test_bad_input_is_one_line(data):
 
 
 def test_features_that_the_file_cannot_hold_are_refused(data, monkeypatch):
-    monkeypatch.setattr(features.prefix, "forward", lambda model, inputs: torch.full((len(inputs), 2), 1e6))
+    monkeypatch.setattr(features.network, "forward", lambda model, inputs: torch.full((len(inputs), 2), 1e6))
     refused(lambda: features.load(data, RESNET, weights="random"), "float16 cannot hold", "float32")
     assert not files()
 

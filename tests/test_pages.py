@@ -100,7 +100,7 @@ def test_other_parameters_show_other_runs(full):
 
 def test_a_page_of_records_alone_imports_no_backbone():
     for path in NOTEBOOKS:
-        assert not re.search(r"\b(?:import|from) (?:timm|peft|fairtuning\.(?:adapters|backbones))", path.read_text())
+        assert not re.search(r"\b(?:import|from) (?:timm|peft|fairtuning\.vision)", path.read_text())
 
 
 # -------------------------------------------------------------------------------------------------------------- report

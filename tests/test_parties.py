@@ -5,10 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fairtuning import backbones
 from fairtuning.collaboration import exchange, parties
-from fairtuning.collaboration.encoder import Encoder
-from fairtuning.collaboration.learner import Learner
 from fairtuning.collaboration.messages import Message, Refused, decode, encode
 from fairtuning.collaboration.parties import (
     METHODS,
@@ -28,7 +25,9 @@ from fairtuning.datasets import GroupedData
 from fairtuning.losses import cross_entropy, prediction_entropy
 from fairtuning.metrics import METRICS, group_counts
 from fairtuning.networks import head
-from fairtuning.training import train
+from fairtuning.training import Learner, train
+from fairtuning.vision import backbones
+from fairtuning.vision.network import Network
 
 
 def faces(n=60, seed=0):
@@ -51,7 +50,7 @@ def new_encoder(data, **options):
     model = VisionTransformer(img_size=8, patch_size=4, embed_dim=12, depth=3, num_heads=2, num_classes=0).eval()
     half = (0.5, 0.5, 0.5)
     backbone = backbones.Backbone("tiny", model, (8, 8), (8, 8), half, half, "random")
-    return Encoder(backbone, data.inputs, **{"rank": 2, "blocks": 2} | options)
+    return Network(backbone, data.inputs, **{"rank": 2, "blocks": 2} | options)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def test_a_new_adapter_changes_nothing_and_cached_blocks_change_nothing(data, en
     expected = whole.module.model.get_base_model()(images)
     for one in (encoder, whole):
         adapter = one.adapter(seed=3)
-        torch.testing.assert_close(one.features(adapter, rows), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(one.forward(adapter, rows), expected, rtol=1e-5, atol=1e-5)
         assert same(adapter, one.adapter(seed=3)) and not same(adapter, one.adapter(seed=4))
     assert all(".blocks.0." not in name for name in encoder.shapes) and len(encoder.shapes) == 4
 
@@ -99,12 +98,12 @@ def moved(encoder, seed=0):
 
 def test_merged_weights_are_the_adapter(encoder):
     rows, adapter, none = torch.arange(10), moved(encoder), encoder.adapter(0)
-    merged = encoder.features(none, rows, base=encoder.merged(adapter, 1.0))
-    torch.testing.assert_close(merged, encoder.features(adapter, rows), rtol=1e-4, atol=1e-4)
+    merged = encoder.forward(none, rows, base=encoder.merged(adapter, 1.0))
+    torch.testing.assert_close(merged, encoder.forward(adapter, rows), rtol=1e-4, atol=1e-4)
     # negated and added: nothing is left
-    undone = encoder.features(adapter, rows, base=encoder.merged(adapter, -1.0))
-    torch.testing.assert_close(undone, encoder.features(none, rows), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(merged, encoder.features(none, rows), atol=0.1)
+    undone = encoder.forward(adapter, rows, base=encoder.merged(adapter, -1.0))
+    torch.testing.assert_close(undone, encoder.forward(none, rows), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(merged, encoder.forward(none, rows), atol=0.1)
 
 
 # ------------------------------------------------------------------------------------------------- who has what to see
@@ -216,7 +215,7 @@ def test_turns_take_the_steps_of_the_one_training_loop(data, encoder, schedule):
     """A learner stopped after each step is training.train, which never stops."""
     rows, label = data.part("training"), data.label[data.part("training")]
     start = encoder.adapter(0) | {"W": torch.zeros(12, 2), "b": torch.zeros(1, 2)}
-    scores = lambda values, index: head(values, encoder.features(values, rows[index]))  # noqa: E731
+    scores = lambda values, index: head(values, encoder.forward(values, rows[index]))  # noqa: E731
     settings = dict(batch_size=8, learning_rate=0.01, schedule=schedule, weight_decay=0.01)
     expected = train(
         start,
@@ -225,13 +224,13 @@ def test_turns_take_the_steps_of_the_one_training_loop(data, encoder, schedule):
         batch=lambda index: (index, label[index], label[index]),
         n=len(rows), order_seeds=[4], optimiser_name="adamw", epochs=2, **settings,
     )  # fmt: skip
-    learner = Learner(start, n=len(rows), steps=6, order_seed=4, **settings)
+    learner = Learner(start, n=len(rows), steps=6, order_seeds=4, **settings)
     ends = []
     for _ in range(6):
         learner.advance(
             1,
             lambda values, index: cross_entropy(scores(values, index), label[index]).mean(),
-            after_epoch=lambda: ends.append(learner.step),
+            after_epoch=lambda values: ends.append(learner.step),
         )
     assert same({name: value.detach() for name, value in learner.parameters.items()}, expected) and ends == [3, 6]
 
@@ -245,7 +244,7 @@ def test_the_auditors_steps_raise_what_they_should(data, encoder):
         own_head = {name: value.detach() for name, value in auditor._refit.parameters.items()}
 
         def measured(values, own_head=own_head, auditor=auditor, method=method):
-            logits = head(own_head, encoder.all_features(values, auditor.rows))
+            logits = head(own_head, encoder.forward_all(values, auditor.rows))
             loss = cross_entropy(logits, auditor.target) if method == "adv" else prediction_entropy(logits)
             return float(loss.mean())
 
@@ -259,7 +258,7 @@ def test_the_sensitive_adapter_and_its_controls(data, encoder):
     trained, shuffled, random = auditor(), auditor(sensitive="shuffled"), auditor(sensitive="random")
     adapter, own_head = trained.sensitive_step()
     rows = trained.rows
-    right = head(own_head, encoder.all_features(adapter, rows)).argmax(-1) == trained.target
+    right = head(own_head, encoder.forward_all(adapter, rows)).argmax(-1) == trained.target
     assert right.double().mean() > 0.8
     assert sorted(shuffled.target.tolist()) == sorted(trained.target.tolist()) != shuffled.target.tolist()
     assert not same(adapter, shuffled.sensitive_step()[0]) and same(adapter, trained.released())
@@ -277,7 +276,7 @@ def test_the_central_control_reverses_the_adversarys_gradient(data, encoder):
     central = run(encoder, data, replace(plan, epochs=1))["developer"]
     values, index = central.learner.parameters, torch.arange(8)
     adversary = {name: values[f"adversary.{name}"] for name in ("W", "b")}
-    features = encoder.features(values, central.rows[index])
+    features = encoder.forward(values, central.rows[index])
     task = cross_entropy(head(values, features), central.target[index]).mean()
     theirs = cross_entropy(head(adversary, features), central.attribute[index]).mean()
     names = list(values)

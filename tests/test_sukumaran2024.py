@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fairtuning import FairtuningError, adapters, backbones, claims, losses, papers, report, runs, verification
+from fairtuning import FairtuningError, claims, losses, papers, report, runs, verification
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.datasets import waterbirds
 from fairtuning.metrics import METRICS
@@ -38,6 +38,8 @@ from fairtuning.studies.sukumaran2024.configuration import (
     seeded,
     selected,
 )
+from fairtuning.vision import adapters, backbones
+from fairtuning.vision import small as classroom
 
 # the package's own "work" and "configuration" are functions
 work, configuration = (import_module(f"fairtuning.studies.sukumaran2024.{name}") for name in ("work", "configuration"))
@@ -219,7 +221,7 @@ GOLDEN = {  # two epochs: accuracy, loss and worst cell on the 826 test images, 
 
 def test_golden_numbers():
     """If these move, so has the meaning of committed records: raise the method's version. They are the same on every
-    processor (tried with ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2), as the backbone is (`work._small`)."""
+    processor (tried with ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2), as the backbone is (`vision.small`)."""
     for label, golden in GOLDEN.items():
         record = record_of(small(label))
         found = record["accuracy"]["test"], record["loss"]["test"], record["worst"]["test"], record["parameters"]
@@ -276,8 +278,8 @@ def test_noise_share_is_of_the_records_batches():
 
 @pytest.mark.parametrize("label", ["LoRA", "FFT"])
 def test_on_a_cpu_attention_is_written_out(label):
-    network = work.Network(small(label), work._load("parity", 8, ""))
-    assert network.attention == "written out"
+    network = work.network_of(small(label), work._load("parity", 8, ""))
+    assert record_of(small(label, epochs=1))["backbone"]["attention"] == "written out"
     assert {m.fused_attn for m in network.module.modules() if hasattr(m, "fused_attn")} == {False}
 
 
@@ -323,8 +325,8 @@ STARTING = {"zero": "LoRA"} | {start: f"LoRA/{start}" for start in configuration
 
 def test_every_start_begins_with_the_function_of_lora_and_trains_as_many_numbers():
     data = work._load("parity", 8, "")
-    networks = {start: work.Network(small(label), data) for start, label in STARTING.items()}
-    scores = {start: n.scores(n.trained, data, "validation").detach() for start, n in networks.items()}
+    networks = {start: work.network_of(small(label), data) for start, label in STARTING.items()}
+    scores = {start: work.scores(n, n.trained, data, "validation") for start, n in networks.items()}
     for start, network in networks.items():
         torch.testing.assert_close(scores[start], scores["zero"], rtol=0, atol=2e-5)
         assert {name: v.shape for name, v in network.trained.items()} == {
@@ -339,7 +341,7 @@ def test_every_start_begins_with_the_function_of_lora_and_trains_as_many_numbers
 
 
 def test_the_seed_draws_the_random_importances_alone():
-    data, backbone = work._load("parity", 8, ""), work.small(classes=2, seed=0)[0]
+    data, backbone = work._load("parity", 8, ""), classroom.load(classes=2)
 
     def of(start, seed):
         return torch.stack(list(work.importance(backbone, small(f"LoRA/{start}", seed=seed), data).values()))
@@ -352,7 +354,7 @@ def test_the_seed_draws_the_random_importances_alone():
 def test_importance_against_one_backward_pass_per_example(start, monkeypatch):
     """arXiv 2403.00625, eqs 1 and 2, on inner layers, word for word and in float64."""
     monkeypatch.setattr(work, "INFORMING", 12)
-    data, backbone = work._load("parity", 8, ""), work.small(classes=2, seed=0)[0]
+    data, backbone = work._load("parity", 8, ""), classroom.load(classes=2)
     index = data.part("training")
     index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[:12]]
     inputs, label, group = backbone.prepare(data.inputs[index]).double(), data.label[index], data.group[index]
@@ -707,7 +709,7 @@ work_module = import_module("fairtuning.studies.sukumaran2024.work")
 def trained(label, **changes):
     run = small(label, **changes)
     data = work_module._load(run.data, run.size, run.edition)
-    network = work_module.Network(run, data)
+    network = work_module.network_of(run, data)
     return work_module.Training(network, run, data), data
 
 

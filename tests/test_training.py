@@ -1,4 +1,4 @@
-"""The training loop against slow twins: the same runs one by one, and torch.nn modules with torch.optim."""
+"""The training loop against slow twins: a plain loop, the same runs one by one, torch.nn modules with torch.optim."""
 
 import doctest
 
@@ -138,6 +138,64 @@ def test_frozen_features_give_the_same_as_a_frozen_network():
         forward=lambda parameters, inputs: mlp(hidden | parameters, inputs),
     )
     equal(trained, whole)
+
+
+# ----------------------------------------------------------------------------------------------------------- in pieces
+def plain_loop(parameters, seeds, *, optimiser, schedule, decay, epochs=4, rate=0.01, size=32):
+    """No function of ``training``: epoch by epoch, batch by batch. Returns the parameters, and W after each epoch."""
+    inputs, label, group = examples()
+    values = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+    made = {
+        "adam": lambda: torch.optim.Adam(values.values(), lr=rate, fused=True),
+        "adamw": lambda: torch.optim.AdamW(values.values(), lr=rate, weight_decay=decay, fused=True),
+        "sgd": lambda: torch.optim.SGD(values.values(), lr=rate, momentum=0.9),
+    }[optimiser]()
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    step, steps, curve = 0, epochs * -(-N // size), []
+    for _ in range(epochs):
+        orders = torch.stack([torch.randperm(N, generator=generator) for generator in generators])
+        for first in range(0, N, size):
+            if schedule == "cosine":
+                made.param_groups[0]["lr"] = rate * 0.5 * (1 + np.cos(np.pi * step / steps))
+            index = orders[:, first : first + size]
+            made.zero_grad()
+            mean_loss(mlp(values, inputs[index]), label[index], group[index]).sum().backward()
+            made.step()
+            step += 1
+        curve.append(values["W"].detach().clone())
+    return {name: value.detach() for name, value in values.items()}, curve
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
+def test_in_one_go_and_in_pieces_are_a_plain_loop_bit_for_bit(optimiser, schedule):
+    """The pieces end within epochs, at their ends and beyond, each in a new Learner with the state of the last."""
+    inputs, label, group = examples()
+    settings = dict(learning_rate=0.01, batch_size=32, schedule=schedule, weight_decay=0.1)
+    expected, curve = plain_loop(start(), SEEDS, optimiser=optimiser, schedule=schedule, decay=0.1)
+    seen = []
+    how = dict(optimiser=optimiser, after_epoch=lambda now: seen.append(now["W"].clone()))
+    equal(train(start(), SEEDS, **how | settings), expected, to=0)
+    assert len(seen) == len(curve) == 4 and all(map(torch.equal, seen, curve))
+
+    alone = {name: value[1] for name, value in expected.items()}
+    for order_seeds, first, wanted in ((SEEDS, start(), expected), (SEEDS[1], mlp_parameters(SIZES, seed=1), alone)):
+        state, ends = None, []
+        for steps in (0, 3, 4, 1, 13, 7):  # 28 steps, 7 in an epoch
+            learner = training.Learner(
+                first, n=N, steps=28, order_seeds=order_seeds, optimiser_name=optimiser, **settings
+            )
+            if state is not None:
+                learner.restore(state)
+            learner.advance(
+                steps,
+                lambda values, index: mean_loss(mlp(values, inputs[index]), label[index], group[index]),
+                after_epoch=lambda values, learner=learner, ends=ends: ends.append(learner.step),
+            )
+            state = {name: value.clone() for name, value in learner.state().items()}
+        assert ends == [7, 14, 21, 28]
+        to = 0 if order_seeds is SEEDS else 1e-10  # one run alone multiplies other matrices
+        equal({name: value.detach() for name, value in learner.parameters.items()}, wanted, to=to)
 
 
 # ------------------------------------------------------------------------------------------------------- convergence

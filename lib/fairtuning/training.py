@@ -1,7 +1,7 @@
-"""The one training loop. Parameters may carry a leading run axis: R runs then train at once, each as if alone."""
+"""The one training loop, in one go (``train``) or in pieces (``Learner``)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,97 @@ def rate_factor(schedule: str, step: int, steps: int) -> float:
     raise ValueError(f"schedule is {schedule!r}; allowed: constant, cosine")
 
 
+class Learner:
+    """R runs in training at once along a leading axis, each as if alone; as many steps at a time as are asked for.
+
+    ``order_seeds``: one per run, and the index of a batch is ``[R, m]``; or a single number for parameters without a
+    run axis: ``[m]``. ``steps`` is what the rate's schedule counts on. What training has come to is ``state``, which
+    can be saved between two calls of ``advance`` and given to ``restore`` of a new Learner.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        *,
+        n: int,
+        steps: int,
+        order_seeds: int | Sequence[int],
+        batch_size: int,
+        learning_rate: float,
+        optimiser_name: str = "adamw",
+        schedule: str = "constant",
+        weight_decay: float = 0.0,
+    ):
+        self.parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+        self.learning_rate, self.schedule, self.batch_size = learning_rate, schedule, batch_size
+        self.n, self.order_seeds, self.epoch_steps = n, order_seeds, math.ceil(n / batch_size)
+        self.optimiser = optimiser(
+            optimiser_name, self.parameters, learning_rate=learning_rate, weight_decay=weight_decay
+        )
+        self.steps, self.step = steps, 0
+        self._orders = self._all_orders()
+
+    def advance(
+        self,
+        steps: int,
+        objective: Callable[[Parameters, Tensor], Tensor],
+        *,
+        after_epoch: Callable[[Parameters], None] | None = None,
+    ) -> None:
+        """So many steps further. ``objective(parameters, index)`` is one loss per run, ``[R]`` (one run: a number).
+
+        ``after_epoch(parameters)`` is called wherever an epoch ends, without gradient.
+        """
+        for _ in range(steps):
+            number = self.step % self.epoch_steps
+            if number == 0:
+                self._order = next(self._orders)
+            index = self._order[..., number * self.batch_size : (number + 1) * self.batch_size]
+            factor = rate_factor(self.schedule, self.step, self.steps)
+            self.optimiser.param_groups[0]["lr"] = self.learning_rate * factor
+            loss = objective(self.parameters, index)
+            self.optimiser.zero_grad()
+            loss.sum().backward()
+            self.optimiser.step()
+            self.step += 1
+            if after_epoch is not None and self.step % self.epoch_steps == 0:
+                with torch.no_grad():
+                    after_epoch(self.parameters)
+
+    @torch.no_grad()
+    def set(self, values: Parameters) -> None:
+        """New values for some parameters; the optimiser's state stays."""
+        for name, value in values.items():
+            self.parameters[name].copy_(value)
+
+    def state(self) -> Parameters:
+        """Everything but the data and the settings, as tensors by name."""
+        found = {"step": torch.tensor(self.step)}
+        for name, value in self.parameters.items():
+            found[f"value/{name}"] = value.detach().clone()
+            for kind, moment in self.optimiser.state[value].items():
+                found[f"{kind}/{name}"] = moment.clone()
+        return found
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a ``state`` of the same settings."""
+        self.step = int(state["step"])
+        self.set({name: state[f"value/{name}"] for name in self.parameters})
+        for kind_and_name, moment in state.items():
+            kind, _, name = kind_and_name.partition("/")
+            if name in self.parameters and kind != "value":
+                self.optimiser.state[self.parameters[name]][kind] = moment.clone()
+        self._orders = self._all_orders()
+        for _ in range(math.ceil(self.step / self.epoch_steps)):
+            self._order = next(self._orders)
+
+    def _all_orders(self) -> Iterator[Tensor]:
+        alone = isinstance(self.order_seeds, int)
+        seeds = [self.order_seeds] if alone else self.order_seeds
+        for order in data_order(self.n, seeds, math.ceil(self.steps / self.epoch_steps)):
+            yield order[0] if alone else order
+
+
 def train(
     parameters: Parameters,
     forward: Callable[[Parameters, Tensor], Tensor],
@@ -61,7 +152,7 @@ def train(
     schedule: str = "constant",
     after_epoch: Callable[[Parameters], None] | None = None,
 ) -> Parameters:
-    """Trains and returns ``parameters`` (new tensors; the given ones stay as they are).
+    """Trains and returns ``parameters`` (new tensors; the given ones stay as they are): a Learner in one go.
 
     ``batch(index [R, m])`` gives inputs ``[R, m, ...]``, label ``[R, m]`` and group ``[R, m]``; ``forward`` gives
     logits ``[R, m, k]`` and ``objective(logits, label, group)`` one loss per run, ``[R]``. Because the losses are
@@ -71,22 +162,24 @@ def train(
         raise ValueError(
             f"epochs {epochs}, batch size {batch_size}, learning rate {learning_rate}: allowed are >= 0, >= 1, > 0"
         )
-    parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
-    steps = optimiser(optimiser_name, parameters, learning_rate=learning_rate, weight_decay=weight_decay)
-    total, step = epochs * math.ceil(n / batch_size), 0
-    for order in data_order(n, order_seeds, epochs):
-        for index in order.split(batch_size, dim=1):
-            steps.param_groups[0]["lr"] = learning_rate * rate_factor(schedule, step, total)
-            step += 1
-            inputs, label, group = batch(index)
-            loss = objective(forward(parameters, inputs), label, group)
-            steps.zero_grad()
-            loss.sum().backward()
-            steps.step()
-        if after_epoch is not None:
-            with torch.no_grad():
-                after_epoch(parameters)
-    return {name: value.detach() for name, value in parameters.items()}
+    learner = Learner(
+        parameters,
+        n=n,
+        steps=epochs * math.ceil(n / batch_size),
+        order_seeds=order_seeds,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        optimiser_name=optimiser_name,
+        schedule=schedule,
+        weight_decay=weight_decay,
+    )
+
+    def loss(values: Parameters, index: Tensor) -> Tensor:
+        inputs, label, group = batch(index)
+        return objective(forward(values, inputs), label, group)
+
+    learner.advance(learner.steps, loss, after_epoch=after_epoch)
+    return {name: value.detach() for name, value in learner.parameters.items()}
 
 
 def train_to_convergence(

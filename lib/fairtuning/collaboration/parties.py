@@ -16,8 +16,6 @@ from torch import Tensor
 
 from fairtuning import FairtuningError
 from fairtuning.collaboration import leakage
-from fairtuning.collaboration.encoder import Encoder
-from fairtuning.collaboration.learner import Learner
 from fairtuning.collaboration.messages import Message, decode, encode
 from fairtuning.collaboration.transcript import Transcript
 from fairtuning.datasets import GroupedData
@@ -31,6 +29,8 @@ from fairtuning.losses import (
 )
 from fairtuning.metrics import METRICS, group_counts
 from fairtuning.networks import Parameters, head, mlp_parameters
+from fairtuning.training import Learner
+from fairtuning.vision.network import Network
 
 #: The auditor sends a sensitive adapter once, then the developer trains.
 ONCE = ("unl", "unl-ascent", "orth", "orth-cosine", "orth-weight")
@@ -137,7 +137,7 @@ class _Party:
     name: str
     other: str
 
-    def __init__(self, encoder: Encoder, view: View, plan: Plan, *, transcript: Transcript | None = None):
+    def __init__(self, encoder: Network, view: View, plan: Plan, *, transcript: Transcript | None = None):
         self.encoder, self.view, self.plan = encoder, view, plan
         self.transcript = transcript or Transcript(None, party=self.name)
         self.turns = 0  # taken
@@ -158,7 +158,7 @@ class _Party:
         usual = {
             "n": len(self.rows),
             "steps": self.steps,
-            "order_seed": 2 * self.plan.order_seed + (self.name == "auditor"),
+            "order_seeds": 2 * self.plan.order_seed + (self.name == "auditor"),
             "batch_size": self.plan.batch_size,
             "learning_rate": self.plan.learning_rate,
             "schedule": self.plan.schedule,
@@ -230,7 +230,7 @@ class Developer(_Party):
 
     name, other = "developer", "auditor"
 
-    def __init__(self, encoder: Encoder, view: View, plan: Plan, *, transcript: Transcript | None = None):
+    def __init__(self, encoder: Network, view: View, plan: Plan, *, transcript: Transcript | None = None):
         super().__init__(encoder, view, plan, transcript=transcript)
         adapter, own_head = self._new()
         self.learner = self._learner(adapter | own_head)
@@ -271,13 +271,13 @@ class Developer(_Party):
             factor = 1.0 if self.plan.method == "unl-ascent" else -self.plan.strength
             self.base = self.encoder.merged(sensitive, factor)
         elif self.plan.method != "orth-weight":
-            features = self.encoder.all_features(sensitive, self.rows)
+            features = self.encoder.forward_all(sensitive, self.rows)
             self._spread = features.var(0).sum().sqrt()  # the unit of both features, so that lambda has one meaning
             self._features = features / self._spread
 
     def objective(self, parameters: Parameters, index: Tensor) -> Tensor:
         """The task loss of a batch, and what the method adds to it."""
-        features = self.encoder.features(parameters, self.rows[index], base=self.base)
+        features = self.encoder.forward(parameters, self.rows[index], base=self.base)
         label = self.target[index].to(features.device)
         loss = cross_entropy(head(parameters, features), label).mean()
         if not self.plan.method.startswith("orth"):
@@ -304,21 +304,20 @@ class Developer(_Party):
     @torch.no_grad()
     def features(self, rows: Tensor) -> Tensor:
         """``[n, p]`` with the trained adapter."""
-        return self.encoder.all_features(self.model, rows, base=self.base)
+        return self.encoder.forward_all(self.model, rows, base=self.base)
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:
         """Logits ``[n, classes]`` of the trained classifier, on the CPU."""
         return head(self.model, features).cpu()
 
-    @torch.no_grad()
-    def _after_epoch(self) -> None:
+    def _after_epoch(self, parameters: Parameters) -> None:
         rows = self.view.rows["validation"]
-        features = self.encoder.all_features(self.learner.parameters, rows, base=self.base)
-        right = head(self.learner.parameters, features).argmax(-1).cpu() == self.view.target["validation"]
+        features = self.encoder.forward_all(parameters, rows, base=self.base)
+        right = head(parameters, features).argmax(-1).cpu() == self.view.target["validation"]
         self.curve.append(float(right.double().mean()))
         if max(self.curve) > max(self.curve[:-1], default=-1.0):
-            self._best = {name: value.detach().clone() for name, value in self.learner.parameters.items()}
+            self._best = {name: value.detach().clone() for name, value in parameters.items()}
 
     def _state(self) -> dict[str, Parameters]:
         return {"learner": self.learner.state(), "best": self._best, "sensitive": self.sensitive}
@@ -340,7 +339,7 @@ class Auditor(_Party):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Network,
         view: View,
         plan: Plan,
         *,
@@ -425,12 +424,12 @@ class Auditor(_Party):
     def _loss(
         self, adapter: Parameters, own_head: Parameters, index: Tensor, form: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        features = self.encoder.features(adapter, self.rows[index])
+        features = self.encoder.forward(adapter, self.rows[index])
         return form(head(own_head, features), self.target[index].to(features.device))
 
     @torch.no_grad()
     def _seen(self, adapter: Parameters, index: Tensor) -> Tensor:
-        return self.encoder.features(adapter, self.rows[index])
+        return self.encoder.forward(adapter, self.rows[index])
 
     def _state(self) -> dict[str, Parameters]:
         if self.plan.method in RAISED:
@@ -453,7 +452,7 @@ class Central(Developer):
     own.
     """
 
-    def __init__(self, encoder: Encoder, view: View, plan: Plan, *, attribute: View):
+    def __init__(self, encoder: Network, view: View, plan: Plan, *, attribute: View):
         super().__init__(encoder, view, plan)
         if not torch.equal(view.rows["training"], attribute.rows["training"]):
             raise PartyError("label and attribute are of different images; allowed here: images = same")
@@ -464,7 +463,7 @@ class Central(Developer):
         self.learner = self._learner(own | adversary)
 
     def objective(self, parameters: Parameters, index: Tensor) -> Tensor:
-        features = self.encoder.features(parameters, self.rows[index])
+        features = self.encoder.forward(parameters, self.rows[index])
         task = cross_entropy(head(parameters, features), self.target[index].to(features.device)).mean()
         # the value of the features, and -strength times their gradient
         reversed_ = features.detach() - self.plan.strength * (features - features.detach())
@@ -507,7 +506,7 @@ class Evaluator:
 
 
 def parties(
-    encoder: Encoder,
+    encoder: Network,
     data: GroupedData,
     plan: Plan,
     *,

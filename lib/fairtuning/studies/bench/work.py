@@ -51,7 +51,7 @@ def load(run: Run) -> GroupedData:
         data = datasets.load(run.data, size=run.size, edition=run.edition, **task)
     if not run.backbone:
         return data
-    from fairtuning import features
+    from fairtuning.vision import features
 
     inputs = features.load(data, run.backbone).double()
     seen = inputs[data.part("training")]

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairtuning import backbones, datasets
+from fairtuning import datasets
 from fairtuning.collaboration import exchange, leakage
-from fairtuning.collaboration.encoder import Encoder
 from fairtuning.collaboration.parties import (
     ONCE,
     Auditor,
@@ -31,7 +30,8 @@ from fairtuning.networks import Parameters, head
 from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, RunError, environment, pack
 from fairtuning.studies.kamalaruban2025.configuration import Run, selected, task_key, version_of
-from fairtuning.studies.sukumaran2024.work import small
+from fairtuning.vision import backbones, small
+from fairtuning.vision.network import Network
 
 LEVELS = 256  # a score is kept as one byte
 KNOWN = 100  # images with a known attribute, for someone who would fit a predictor to an adapter that was sent
@@ -67,7 +67,7 @@ def _load(name: str, label: str, attribute: str, size: int | str, edition: str) 
 
 
 # ------------------------------------------------------------------------------------------------- what runs share
-def encoder(run: Run) -> Encoder:
+def encoder(run: Run) -> Network:
     """The frozen backbone of a run, with what it makes of all images before its first adapter; kept by a process."""
     return _encoder(untrained(run))
 
@@ -79,14 +79,13 @@ def untrained(run: Run) -> Run:
 
 
 @lru_cache(maxsize=1)
-def _encoder(run: Run) -> Encoder:
+def _encoder(run: Run) -> Network:
     if run.backbone == "small":
-        backbone, _ = small(classes=2, seed=0)
-        backbone.model.reset_classifier(0)
+        backbone = small.load(classes=0)
     else:
         size = images.parse_size(run.size)
         backbone = backbones.load(run.backbone, classes=0, size=size, weights=run.weights)
-    return Encoder(
+    return Network(
         backbone,
         load(run).inputs,
         rank=run.rank,
@@ -124,7 +123,7 @@ def _sensitive(run: Run) -> Sensitive:
     before = time.perf_counter()
     view, frozen = auditor_view(load(run), images=run.images), encoder(run)
     adapter, own_head = Auditor(frozen, view, plan_of(run)).sensitive_step()
-    features = frozen.all_features(adapter, view.rows["validation"])
+    features = frozen.forward_all(adapter, view.rows["validation"])
     right = head(own_head, features).argmax(-1).cpu() == view.target["validation"]
     return Sensitive((adapter, own_head), round(float(right.double().mean()), 6), time.perf_counter() - before)
 
@@ -133,7 +132,7 @@ def _sensitive(run: Run) -> Sensitive:
 def _frozen_features(run: Run) -> dict[str, Tensor]:
     """Of validation and test images by the backbone alone: a new adapter changes nothing."""
     frozen, data = encoder(run), load(run)
-    return {split: frozen.all_features(frozen.adapter(0), data.part(split)).cpu() for split in ("validation", "test")}
+    return {split: frozen.forward_all(frozen.adapter(0), data.part(split)).cpu() for split in ("validation", "test")}
 
 
 def party(name: str, settings: Mapping[str, Any], transcript: Transcript) -> Developer | Auditor:
@@ -207,7 +206,7 @@ def _looked_at(
     leaks: Record = {}
     if developer.sensitive:  # an adapter that was sent: what it is worth to someone who knows the attribute of a few
         rows = {split: evaluator.data.part(split) for split in plain}
-        sent = {split: developer.encoder.all_features(developer.sensitive, index) for split, index in rows.items()}
+        sent = {split: developer.encoder.forward_all(developer.sensitive, index) for split, index in rows.items()}
         few = {"examples": KNOWN, "seed": run.seed}
         probes |= {"sent, few": evaluator.probe(sent, **few), "frozen, few": evaluator.probe(plain, **few)}
         if run.leaks:
@@ -244,7 +243,7 @@ def _membership_read(
     draw = torch.Generator().manual_seed(run.seed)
     known = torch.randperm(len(part), generator=draw)[: leakage.KNOWN[-1]]
     scores = leakage.membership_scores(
-        developer.encoder.all_features(developer.sensitive, rows).cpu(),
+        developer.encoder.forward_all(developer.sensitive, rows).cpu(),
         _frozen_candidates(untrained(run)),
         data.group[rows],
         public_adapted=features["sent"]["validation"][known].cpu(),
@@ -268,4 +267,4 @@ def _candidates(data: datasets.GroupedData) -> list[Tensor]:
 @lru_cache(maxsize=2)
 def _frozen_candidates(run: Run) -> Tensor:
     frozen = encoder(run)
-    return frozen.all_features(frozen.adapter(0), torch.cat(_candidates(load(run)))).cpu()
+    return frozen.forward_all(frozen.adapter(0), torch.cat(_candidates(load(run)))).cpu()

@@ -9,10 +9,9 @@ from functools import cache
 from importlib import metadata
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from fairtuning import adapters, backbones, datasets, prefix
+from fairtuning import datasets
 from fairtuning.datasets import images
 from fairtuning.factorization import neutralise
 from fairtuning.fisher import group_fisher
@@ -32,6 +31,8 @@ from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, RunError, environment
 from fairtuning.studies.sukumaran2024.configuration import STARTS, Run, task_of, version_of
 from fairtuning.training import Batch, train
+from fairtuning.vision import adapters, backbones, small
+from fairtuning.vision.network import Network
 
 EVALUATED = 128  # images at a time
 BATCHES = (1 / 4, 1, 4, 16)  # of the run's batch size: in batches of which the penalty's noise is measured
@@ -63,34 +64,33 @@ def _load(name: str, size: int | str, edition: str, label: str = "", attribute: 
 
 def _record(run: Run, data: datasets.GroupedData) -> Record:
     before = time.perf_counter()
-    network = Network(run, data)
+    network = network_of(run, data)
     training = Training(network, run, data)
     try:
         parameters = training.train()
-        scores = {"validation": training.kept.scores}
-        with torch.no_grad():
-            if run.last_layer == "retrained":
-                parameters = network.retrain_last_layer(parameters, data, seed=run.seed)
-                scores = {"validation": network.scores(parameters, data, "validation")}
-            if run.evaluate not in scores:
-                scores[run.evaluate] = network.scores(parameters, data, run.evaluate)
+        found = {"validation": training.kept.scores}
+        if run.last_layer == "retrained":
+            parameters = with_new_head(network, parameters, data, seed=run.seed)
+            found = {"validation": scores(network, parameters, data, "validation")}
+        if run.evaluate not in found:
+            found[run.evaluate] = scores(network, parameters, data, run.evaluate)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if "memory" not in str(error):
             raise
         raise RunError(f"out of memory at batch_size {run.batch_size}, size {run.size}; lower one of them") from None
-    cells = {split: Cells.of(values, data, split) for split, values in scores.items()}
+    cells = {split: Cells.of(values, data, split) for split, values in found.items()}
     record = make_record(
         run,
         data,
         version=version_of(run),
-        scores=scores,
+        scores=found,
         history=[round(epoch.accuracy, 4) for epoch in training.curve],
         parameters=count(parameters),
-        seconds=time.perf_counter() - before + network.seconds,
+        seconds=time.perf_counter() - before + (small.pretrained()[1] if run.backbone == "small" else 0.0),
     )
     return record | {
-        "worst": {split: round(found.worst, 6) for split, found in cells.items()},
-        "cell_loss": {split: found.cell_loss for split, found in cells.items()},
+        "worst": {split: round(one.worst, 6) for split, one in cells.items()},
+        "cell_loss": {split: one.cell_loss for split, one in cells.items()},
         "curve": {
             "kept": training.curve.index(training.kept) + 1,
             "worst": [round(epoch.worst, 4) for epoch in training.curve],
@@ -100,80 +100,55 @@ def _record(run: Run, data: datasets.GroupedData) -> Record:
         "backbone": {
             "name": network.backbone.name,
             "weights": network.backbone.digest,
-            "attention": network.attention,
+            "attention": "written out" if run.device == "cpu" else "fused",
             "packages": {name: metadata.version(name) for name in ("timm", "peft")},
         },
     }
 
 
 # ----------------------------------------------------------------------------------------------------------- networks
-class Network:
-    """A backbone with what is trained of it as a dictionary, and its logits as a function of that dictionary.
-
-    It stays in evaluation mode: no dropout, and where a backbone has batch normalisation, its statistics stay.
-    """
-
-    def __init__(self, run: Run, data: datasets.GroupedData):
-        classes, size, self.seconds = len(data.label_names), images.parse_size(run.size), 0.0
-        if run.backbone == "small":
-            self.backbone, self.seconds = small(classes=classes, seed=run.seed)
-        else:
-            self.backbone = backbones.load(run.backbone, classes=classes, size=size, weights=run.weights, seed=run.seed)
-        model = self.backbone.model
-        kind, _, start = run.method.partition("-")
-        if kind == "lora":
-            given = importance(self.backbone, run, data) if STARTS.get(start) else start or "zero"
-            model = adapters.add(model, rank=run.rank, alpha=run.alpha, layers=run.layers, start=given, seed=run.seed)
-        self.attention = "fused"
-        if run.device == "cpu":
-            model, self.attention = backbones.write_out_attention(model), "written out"
-        self.module = _Prefixed(model).to(run.device).eval()
-        self.device, self.precision = torch.device(run.device), getattr(torch, run.precision)
-        self.trained = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
-
-    def prepare(self, pixels: Tensor) -> Tensor:
-        return self.backbone.prepare(pixels.to(self.device))
-
-    def forward(self, parameters: Parameters, inputs: Tensor) -> Tensor:
-        """Logits ``[1, n, k]`` float32 of inputs ``[1, n, 3, height, width]``: the run axis of one run."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            return functional_call(self.module, parameters, (inputs[0],)).float()[None]
-
-    def scores(self, parameters: Parameters, data: datasets.GroupedData, split: str) -> Tensor:
-        """Logits ``[n, k]`` of a split, on the CPU."""
-        parts = [
-            self.forward(parameters, self.prepare(data.inputs[index])[None])[0].cpu()
-            for index in data.part(split).split(EVALUATED)
-        ]
-        return torch.cat(parts)
-
-    def retrain_last_layer(self, parameters: Parameters, data: datasets.GroupedData, *, seed: int) -> Parameters:
-        """The same with a head fitted to balanced cells of the validation part (``last_layer``)."""
-        names = [name for name in parameters if name.endswith(("head.modules_to_save.default.weight", "head.weight"))]
-        weight = parameters[names[0]]
-        identity = {names[0]: torch.eye(weight.shape[1], device=self.device)}
-        zero = {names[0].replace("weight", "bias"): torch.zeros(weight.shape[1], device=self.device)}
-        features = self.scores(parameters | identity | zero, data, "validation")
-        index = data.part("validation")
-        label, attribute = data.label[index], data.group[index]
-        classes = len(data.label_names)
-        group, groups = penalty_groups(
-            label, attribute, by="class x attribute", classes=classes, attributes=len(data.group_names)
-        )
-        new, bias, _ = retrain_last_layer(features, label, group=group, groups=groups, classes=classes, seed=seed)
-        fitted = {names[0]: new, names[0].replace("weight", "bias"): bias}
-        return parameters | {name: value.float().to(self.device) for name, value in fitted.items()}
+def network_of(run: Run, data: datasets.GroupedData) -> Network:
+    """The backbone of a run with what is trained of it: all, or adapters and the classifier."""
+    classes, size = len(data.label_names), images.parse_size(run.size)
+    if run.backbone == "small":
+        backbone = small.load(classes=classes, seed=run.seed)
+    else:
+        backbone = backbones.load(run.backbone, classes=classes, size=size, weights=run.weights, seed=run.seed)
+    kind, _, start = run.method.partition("-")
+    given = importance(backbone, run, data) if STARTS.get(start) else start or "zero"
+    if run.device == "cpu":
+        backbones.write_out_attention(backbone.model)
+    return Network(
+        backbone,
+        data.inputs,
+        rank=run.rank if kind == "lora" else None,
+        alpha=run.alpha,
+        layers=run.layers,
+        start=given,
+        seed=run.seed,
+        precision=run.precision,
+        device=run.device,
+    )
 
 
-class _Prefixed(nn.Module):
-    """The same model, its last block computed for the class token alone where that gives the same."""
+def scores(network: Network, parameters: Parameters, data: datasets.GroupedData, split: str) -> Tensor:
+    """Logits ``[n, k]`` of a split, on the CPU."""
+    return network.forward_all(parameters, data.part(split), at_once=EVALUATED).cpu()
 
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return prefix.forward(self.model, inputs)
+def with_new_head(network: Network, parameters: Parameters, data: datasets.GroupedData, *, seed: int) -> Parameters:
+    """The same with a head fitted to balanced cells of the validation part (``last_layer``)."""
+    name = next(name for name in parameters if name.endswith(("head.modules_to_save.weight", "head.weight")))
+    bias_name, width = name.replace("weight", "bias"), parameters[name].shape[1]
+    as_they_are = {name: torch.eye(width, device=network.device), bias_name: torch.zeros(width, device=network.device)}
+    features = scores(network, parameters | as_they_are, data, "validation")
+    index, classes = data.part("validation"), len(data.label_names)
+    label, attribute = data.label[index], data.group[index]
+    group, groups = penalty_groups(
+        label, attribute, by="class x attribute", classes=classes, attributes=len(data.group_names)
+    )
+    weight, bias, _ = retrain_last_layer(features, label, group=group, groups=groups, classes=classes, seed=seed)
+    return parameters | {name: weight.float().to(network.device), bias_name: bias.float().to(network.device)}
 
 
 def importance(backbone: backbones.Backbone, run: Run, data: datasets.GroupedData) -> dict[str, Tensor]:
@@ -219,56 +194,6 @@ def _fitted_head(features: Tensor, label: Tensor, *, classes: int) -> Parameters
     return {"weight": fitted["W"][0].mT, "bias": fitted["b"][0, 0]}
 
 
-def small(*, classes: int, seed: int) -> tuple[backbones.Backbone, float]:
-    """A transformer for the classroom (8 x 8 images, patches of 2, 4 blocks of width 48), pre-trained on the spot.
-
-    It has learnt the ten digits from images of `datasets.parity` that lie on either ground, so no shortcut. Its head is
-    new, drawn by ``seed``. With it the seconds that pre-training took, once per process.
-    """
-    model, seconds = _small()
-    model = deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model.reset_classifier(classes)
-    half = (0.5, 0.5, 0.5)
-    return backbones.Backbone("small", model, (8, 8), (8, 8), half, half, "pre-trained on the spot"), seconds
-
-
-@cache
-def _small() -> tuple[nn.Module, float]:
-    from timm.models.vision_transformer import VisionTransformer
-
-    before = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = VisionTransformer(
-            img_size=8, patch_size=2, embed_dim=48, depth=4, num_heads=4, mlp_ratio=2, num_classes=10
-        )
-    # Training multiplies what rounds differently on another processor into another network: it starts from numbers that
-    # are the same everywhere, in float64.
-    model = backbones.write_out_attention(model.double().eval())
-    with torch.no_grad():
-        for value in model.parameters():
-            value.copy_((value * 2**16).round() / 2**16)
-    data = datasets.load("parity", label="digit")
-    rows = data.part("pretraining")
-    inputs = (data.inputs[rows].double() - 127.5) / 127.5
-    trained = train(
-        dict(model.named_parameters()),
-        lambda parameters, batch: functional_call(model, parameters, (batch[0],))[None],
-        lambda logits, label, group: cross_entropy(logits, label).mean(-1),
-        batch=lambda index: (inputs[index], data.label[rows][index], data.group[rows][index]),
-        n=len(rows),
-        order_seeds=[0],
-        optimiser_name="adam",
-        learning_rate=0.001,
-        epochs=20,
-        batch_size=32,
-    )
-    model.load_state_dict(trained)
-    return model.float(), time.perf_counter() - before
-
-
 # ----------------------------------------------------------------------------------------------------------- training
 class Training:
     """Minimises eq. 1, and evaluates on the validation part after every epoch."""
@@ -295,12 +220,15 @@ class Training:
         self.best: Parameters = network.trained
 
     def batch(self, index: Tensor) -> Batch:
-        """Of ``index [1, m]``; its group is the one whose losses are compared."""
+        """Of ``index [1, m]``: the images' rows, label, and the group whose losses are compared."""
         if self.run.objective in ("dro", "balanced"):  # as many examples, drawn so that the groups are balanced
             index = torch.multinomial(self.weights, index.numel(), replacement=True, generator=self.draw)[None]
-        inputs = self.network.prepare(self.data.inputs[self.rows[index[0]]])[None]
-        index = index.to(self.network.device)
-        return inputs, self.label[index], self.group[index]
+        rows, index = self.rows[index], index.to(self.network.device)
+        return rows, self.label[index], self.group[index]
+
+    def forward(self, parameters: Parameters, rows: Tensor) -> Tensor:
+        """Logits ``[1, m, k]`` of the images ``rows [1, m]``: the run axis of one run."""
+        return self.network.forward(parameters, rows[0])[None]
 
     def objective(self, logits: Tensor, label: Tensor, group: Tensor) -> Tensor:
         """``[1]``, of logits ``[1, m, k]``."""
@@ -322,7 +250,8 @@ class Training:
         self.seen.clear()
         found = [penalty_and_signal(loss, group, groups=self.groups, batch_size=size) for size in self.batch_sizes]
         self.penalties.append([tuple(_five_digits(value) for value in pair) for pair in found])
-        self.curve.append(Cells.of(self.network.scores(parameters, self.data, "validation"), self.data, "validation"))
+        logits = scores(self.network, parameters, self.data, "validation")
+        self.curve.append(Cells.of(logits, self.data, "validation"))
         if self.kept is self.curve[-1]:
             self.best = {name: value.detach().clone() for name, value in parameters.items()}
 
@@ -336,7 +265,7 @@ class Training:
     def train(self) -> Parameters:
         train(
             self.network.trained,
-            self.network.forward,
+            self.forward,
             self.objective,
             batch=self.batch,
             n=len(self.rows),

@@ -9,9 +9,9 @@ from itertools import groupby, product
 
 from fairtuning import FairtuningError
 from fairtuning.datasets import DataError
-from fairtuning.features import STAGES
 from fairtuning.runs import Record, key_of
 from fairtuning.studies import planning
+from fairtuning.vision.features import STAGES
 
 NAME = "zhang2024"
 SECONDS = 0.2  # of one run on one core, roughly: what `run --dry-run` says before there are records

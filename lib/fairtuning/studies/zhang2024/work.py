@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fairtuning import datasets
-from fairtuning import features as frozen_features
 from fairtuning.factorization import low_rank, neutralise
 from fairtuning.fisher import head_fisher
 from fairtuning.losses import PENALTIES, cross_entropy
@@ -19,6 +18,7 @@ from fairtuning.runs import Record, environment
 from fairtuning.studies.zhang2024 import attributes
 from fairtuning.studies.zhang2024.configuration import VERSIONS, Pretraining, Run, task_of, where
 from fairtuning.training import Batch, train, train_to_convergence
+from fairtuning.vision import features as frozen_features
 
 _data: dict[tuple, datasets.GroupedData] = {}
 _pretrained: dict[tuple, tuple[Parameters, list[float], float]] = {}  # _source -> weights, history, seconds

@@ -109,7 +109,7 @@ def add(
     singular components of the weight move into B A, and what is frozen is the rest. Importances ``[in]`` >= 0 of the
     input features of every adapted layer, by its name: likewise, under row weights (``factorization.low_rank``; W there
     is the transpose of torch's weight); equal ones are "pissa". ``last`` adapts the last so many blocks only: what
-    comes before them is then a constant (``prefix.first_blocks``). ``model`` is changed in place.
+    comes before them is then a constant (``network.first_blocks``). ``model`` is changed in place.
 
     Raises AdapterError, in one line, for unknown layers, a model without them, a rank above a layer's size, an unknown
     start and importances that are not those of the adapted layers.

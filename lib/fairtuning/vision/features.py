@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairtuning import backbones, prefix
 from fairtuning.datasets import GroupedData, files
 from fairtuning.paths import data_folder
-from fairtuning.weights import FILES, BackboneError, find, read
+from fairtuning.vision import backbones, network
+from fairtuning.vision.backbones import FILES, BackboneError, find, read
 
 #: Raised by hand when the features of a backbone change their meaning, so that older files are made again.
 VERSION = 1
@@ -99,7 +99,7 @@ def weights_digest(backbone: str, weights: str | Path = "pretrained") -> str:
     return files.sha256(find(f"{settings.architecture}.{settings.tag}", repository=settings.hf_hub_id))
 
 
-def network(backbone: str, *, size: tuple[int, int], weights: str | Path = "pretrained") -> backbones.Backbone:
+def headless(backbone: str, *, size: tuple[int, int], weights: str | Path = "pretrained") -> backbones.Backbone:
     """``backbones.load`` without a head, and ``STAGES``, whose last stage is left out."""
     if backbone != STAGES:
         return backbones.load(backbone, classes=0, size=size, weights=weights)
@@ -121,7 +121,7 @@ def _compute(
 ) -> np.ndarray:
     from tqdm import tqdm
 
-    made = network(backbone, size=tuple(data.inputs.shape[-2:]), weights=weights)
+    made = headless(backbone, size=tuple(data.inputs.shape[-2:]), weights=weights)
     model, kind = made.model.to(device), torch.device(device).type
     found = None
     with (
@@ -131,7 +131,7 @@ def _compute(
         for start in range(0, len(data.inputs), batch_size):
             pixels = data.inputs[start : start + batch_size].to(device)
             inputs = made.prepare(pixels.flip(-1) if view == "mirrored" else pixels)
-            features = prefix.forward(model, inputs).to(PRECISIONS[precision])
+            features = network.forward(model, inputs).to(PRECISIONS[precision])
             if found is None:  # stays on the device until the end: no batch waits for another's copy
                 found = features.new_empty(len(data.inputs), features.shape[1])
             found[start : start + len(features)] = features
