@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from fairtuning.plan import task_of
 from fairtuning.records import examples_key
-from fairtuning.runs import Store, pack
-from fairtuning.studies import sukumaran2024 as study
-from fairtuning.studies.sukumaran2024.configuration import Run, key_with, published_digest, task_of
+from fairtuning.runs import Store, key_of, pack
+from fairtuning.studies.sukumaran2024.configuration import STUDY, Run
 from fairtuning.studies.sukumaran2024.tables import vit_parameters
 from fairtuning.studies.sukumaran2024.work import BATCHES
 
@@ -27,17 +27,9 @@ def rates(run: Run) -> np.ndarray:
     return right.clip(0.05, 0.98)
 
 
-def digest(run: Run) -> str:
-    return published_digest(run.data, run.size, run.edition) or "0" * 64
-
-
-def key(run: Run) -> str:
-    return key_with(run, digest(run))
-
-
 def lines_of(run: Run) -> list[dict]:
     """The lines that a run would leave, its predictions drawn at ``rates``."""
-    stands_for = digest(run)
+    stands_for = "0" * 64
     rng = np.random.default_rng([run.seed, int(run.rank), int(10 * (run.penalty or 0))])
     found, predictions, losses = [HERE], {}, {}
     accuracy, worst = {}, {}
@@ -53,7 +45,8 @@ def lines_of(run: Run) -> list[dict]:
         found.append(entry | {"label_names": NAMES[0], "group_names": NAMES[1]})
     grown = [round(accuracy["validation"] * (1 - 0.3 / epoch**2), 4) for epoch in range(1, run.epochs + 1)]
     record = {
-        "kind": "record", "key": key(run), "configuration": vars(run), "version": 1, "environment": "planted",
+        "kind": "record", "key": key_of(run, digest=stands_for, version=1), "configuration": vars(run), "version": 1,
+        "environment": "planted",
         "data": {"name": run.data, "edition": run.edition, "digest": stands_for},
         "accuracy": accuracy, "worst": worst, "loss": dict.fromkeys(accuracy, 0.5), "cell_loss": losses,
         "history": grown, "epoch": run.epochs, "seconds": 1.0,
@@ -73,9 +66,10 @@ def fill(labels, *, seeds: int = 5, profile: str = "compact") -> Store:
     """Appends every run that ``labels`` need to the store in FAIRTUNING_RESULTS."""
     store = Store.of("sukumaran2024", profile)
     with store.writing():
-        for phase in study.plan(profile, labels, seeds, lambda run: store.records.get(key(run))):
+        lookup = store.lookup(STUDY)
+        for phase in STUDY.phases(profile, labels, seeds, lookup):
             for run in phase:
-                if key(run) not in store.records:
+                if lookup(run) is None:
                     for line in lines_of(run):
                         store.append(line)
     return store

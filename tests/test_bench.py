@@ -14,10 +14,10 @@ from fairtuning.cli import main
 from fairtuning.datasets import GroupedData
 from fairtuning.losses import cross_entropy
 from fairtuning.networks import head, mlp_parameters, stack
-from fairtuning.runs import pack, unpack
+from fairtuning.runs import key_of, pack, unpack
 from fairtuning.studies import bench, sukumaran2024
 from fairtuning.studies.bench import METHODS, Run, resolve, seeded, selected, tables, units
-from fairtuning.studies.bench.configuration import LABELS, PROFILES, STACKED, labels_of, place, planned
+from fairtuning.studies.bench.configuration import LABELS, PROFILES, STACKED, STUDY, labels_of, place
 from fairtuning.vision import features
 
 work = import_module("fairtuning.studies.bench.work")
@@ -39,24 +39,22 @@ def predictions(record, split="test"):
 
 # ------------------------------------------------------------------------------------------------- labels and selection
 def test_a_label_names_a_row():
-    named = resolve("adult/variance by cell/R2")
-    assert (named.data, named.method, named.rule, named.strength) == ("adult", "variance by cell", "R2", None)
-    assert resolve("adult/DP=0.9").strength == 0.9
-    assert resolve("adult/DFR").method == "DFR"
+    assert resolve("adult/variance by cell/R2") == {"method": "variance by cell", "rule": "R2", "place": "adult"}
+    assert resolve("adult/DP=0.9") == {"method": "DP", "given": 0.9, "place": "adult"}
+    assert resolve("adult/DFR")["method"] == "DFR"
 
 
 @pytest.mark.parametrize(
     "label, words",
     [
-        ("adult", "unknown method ''"),
-        ("adult/JTT/R1", "unknown method 'JTT'"),
-        ("adult/ERM", "rule is ''"),
-        ("adult/ERM/R3", "rule is 'R3' in 'adult/ERM/R3'; allowed: R1, R2"),
+        ("adult", "unknown run label 'adult'; allowed: ERM, MLP"),
+        ("adult/JTT/R1", "unknown run label 'adult/JTT/R1'"),
+        ("adult/ERM/R3", "unknown modifier 'R3' in 'adult/ERM/R3'; allowed: R1, R2"),
         ("adult/DFR/R1", "rule is 'R1' in 'adult/DFR/R1'; allowed: none"),
-        ("adult/DP=2", "strength is '2' in 'adult/DP=2'; allowed: 0.1, 0.5, 0.7, 0.9"),
+        ("adult/DP=2", "strength is '2' in 'DP=2'; allowed: 0.1, 0.5, 0.7, 0.9"),
         ("adult/DP=much", "strength is 'much'"),
         ("adult/DFR=1", "allowed: none"),
-        ("adult/DP=0.9/R1", "without a rule"),
+        ("adult/DP=0.9/R1", "allowed: none, for nothing is selected"),
     ],
 )
 def test_an_unknown_label_is_one_line(label, words):
@@ -80,19 +78,17 @@ def test_selection_is_of_erms_rate_by_r1_then_of_the_strength_by_the_rule():
             accuracy, worst = {0.1: (0.91, 0.3), 1.0: (0.902, 0.6)}.get(run.strength, (0.5, 0.9))
         return {"accuracy": {"validation": accuracy}, "worst": {"validation": worst}}
 
-    profile = PROFILES["classroom"]
-    chosen = {label: selected(f"census/{label}", profile, lookup)[0] for label in ("ERM/R1", "ERM/R2", "DFR")}
+    chosen = {label: selected(f"census/{label}", "classroom", lookup)[0] for label in ("ERM/R1", "ERM/R2", "DFR")}
     assert [run.learning_rate for run in chosen.values()] == [0.003, 0.01, 0.003]
     for label, strength in (("variance by cell/R1", 0.1), ("variance by cell/R2", 1.0)):
-        run, searches = selected(f"census/{label}", profile, lookup)
+        run, searches = selected(f"census/{label}", "classroom", lookup)
         assert (run.strength, run.evaluate, len(searches)) == (strength, "test", 2)
-    run, searches = selected("census/DP=0.9", profile, lambda run: None)
+    run, searches = selected("census/DP=0.9", "classroom", lambda run: None)
     assert (run.strength, len(searches)) == (0.9, 1)
 
 
 def test_runs_without_records_are_planned_and_the_test_rows_are_read_once():
-    profile = PROFILES["classroom"]
-    search, strengths, final = planned(profile, labels_of("census"), 5, lambda run: None)
+    search, strengths, final = STUDY.phases("classroom", labels_of("census"), 5, lambda run: None)
     assert len(search) == 4 * 3 and len(strengths) == 9 * 4 * 3
     assert {run.evaluate for run in (*search, *strengths)} == {"validation"}
     assert {run.evaluate for run in final} == {"test"} and len(set(final)) == len(final)
@@ -189,7 +185,8 @@ def store(tmp_path_factory):
 def test_searches_hold_no_prediction_of_a_test_row(store):
     for record in store.records.values():
         assert record["predictions"].keys() == {record["configuration"]["evaluate"]}
-        assert bench.key(bench.configuration(record)) == record["key"]
+        run = bench.configuration(record)
+        assert key_of(run, digest=record["data"]["digest"], version=record["version"]) == record["key"]
         assert asdict(bench.configuration(record)) == record["configuration"]
 
 
@@ -206,7 +203,7 @@ def test_rows_differences_frontier_and_tables(store):
     # the shortcut of the generated census is what these methods are for
     assert by["group DRO/R2", "worst_cell_accuracy"].estimate.effect > 0.05
     assert by["DP=0.9", "demographic_parity_difference"].estimate.effect < 0
-    points = bench.frontier(store, PROFILES["classroom"], "census")
+    points = bench.frontier(store, "classroom", "census")
     assert {method: len(settings) for method, settings in points.items()} == {"ERM": 4, "DP": 4, "group DRO": 4}
     table = bench_page.methods_table("census", found)._repr_html_()
     assert "intensity<br>0.9, given" in table and "largest group loss" in table
@@ -357,6 +354,52 @@ def test_a_page_of_your_own_data(tmp_path, monkeypatch, capsys):
     assert run_cli(monkeypatch, "bench", "--data", source, "--output", output, "--seeds", 2) == 0
     assert (output / "bench-own.jsonl").read_text() == lines
     assert (output / "index.html").read_text() == page
+
+
+def test_each_edition_of_your_data_has_its_own_numbers(tmp_path, monkeypatch):
+    """Through one output folder, in any order: once, records were looked up without saying of which data they are."""
+    few = [f"own/{row}" for row in ("ERM/R1", "ERM/R2")]
+    monkeypatch.setattr(bench, "labels_of", lambda data, without: few)
+    source, output = table(tmp_path), tmp_path / "out"
+    (tmp_path / "less.yaml").write_text(source.read_text() + "ignore: [age]\n")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "same.yaml").write_text("# the same people\n" + source.read_text())
+    (tmp_path / "moved" / "d.csv").write_text((tmp_path / "d.csv").read_text())
+
+    def accuracy(path):
+        seen = []
+        real = bench.columns
+        monkeypatch.setattr(bench, "columns", lambda *a, **k: seen.append(real(*a, **k)) or seen[-1])
+        assert run_cli(monkeypatch, "bench", "--data", path, "--output", output, "--seeds", 2) == 0
+        monkeypatch.setattr(bench, "columns", real)
+        return seen[0]["own"].values("ERM/R1", "accuracy").tolist()
+
+    first, less = accuracy(source), accuracy(tmp_path / "less.yaml")
+    assert min(first) > max(less) + 0.05  # without age there is little to go by
+    trained = len(runs.Store(output / "bench-own.jsonl").records)
+    assert accuracy(source) == first and accuracy(tmp_path / "less.yaml") == less
+    assert accuracy(tmp_path / "moved" / "same.yaml") == first
+    assert len(runs.Store(output / "bench-own.jsonl").records) == trained  # nothing of it twice, wherever it lies
+    people = (tmp_path / "d.csv").read_text()
+    names, *rows = people.splitlines()
+    (tmp_path / "d.csv").write_text("\n".join([names, *sorted(rows), ""]))
+    accuracy(source)
+    assert len(runs.Store(output / "bench-own.jsonl").records) == 3 * trained / 2  # an edited table is another one
+    (tmp_path / "d.csv").write_text(people)
+    assert accuracy(source) == first
+
+
+def test_a_table_with_one_input_is_compared_without_p1(tmp_path, monkeypatch):
+    few = [f"own/{row}" for row in ("ERM/R1", "ERM/R2", "reweighting/R1", "reweighting/R2")]
+    asked = {}
+    monkeypatch.setattr(bench, "labels_of", lambda data, without: asked.setdefault("without", without) and few)
+    source, output = table(tmp_path), tmp_path / "out"
+    source.write_text(source.read_text() + "ignore: ['<b>town</b>']\n")
+    assert run_cli(monkeypatch, "bench", "--data", source, "--output", output, "--seeds", 2) == 0
+    assert "P1" in asked["without"]
+    page = (output / "index.html").read_text()
+    assert "P1 is left out: it splits the head at rank 2, and the table has 1 input" in page
+    assert not [label for label in labels_of("own", without=["P1"]) if "/P1" in label]
 
 
 def test_what_is_wrong_with_your_data_is_said_before_anything_is_trained(tmp_path, monkeypatch, capsys):

@@ -21,7 +21,8 @@ from fairtuning.collaboration.parties import METHODS as PARTY_METHODS
 from fairtuning.collaboration.parties import RAISED, SENSITIVE, turns
 from fairtuning.collaboration.transcript import Transcript, compare, verify
 from fairtuning.datasets import archives, celeba
-from fairtuning.runs import Store, pack, unpack
+from fairtuning.plan import best, seeded
+from fairtuning.runs import Store, key_of, pack, unpack
 from fairtuning.studies import kamalaruban2025
 from fairtuning.studies.kamalaruban2025 import measures, tables
 from fairtuning.studies.kamalaruban2025.configuration import (
@@ -29,23 +30,17 @@ from fairtuning.studies.kamalaruban2025.configuration import (
     IN_ROUNDS,
     LABELS,
     MAIN,
-    METHODS,
     PROFILES,
+    STUDY,
+    VARIANTS,
     VERSIONS,
     Run,
-    best_rate,
-    key,
     offered,
-    plan,
     resolve,
-    seeded,
     selected,
-    strongest,
-    task_of,
 )
 
 work = import_module("fairtuning.studies.kamalaruban2025.work")  # the package's own "work" is a function
-shared = import_module("fairtuning.studies.sukumaran2024.configuration")
 ALL = list(dict.fromkeys(label for found in LABELS.values() for label in found))
 
 
@@ -69,18 +64,18 @@ ALL = list(dict.fromkeys(label for found in LABELS.values() for label in found))
     ],
 )
 def test_a_label_names_a_run(label, expected):
-    run = resolve(label).run
-    assert {name: getattr(run, name) for name in expected} == expected
+    asked = resolve(label)
+    assert {name: asked.get(name, getattr(Run, name)) for name in expected} == expected
 
 
 def test_what_a_label_leaves_to_the_profile():
-    named = resolve("Orth/O/utkface")
-    assert (named.rule, named.task, named.run.strength) == ("O", "utkface", None)
-    assert resolve("Orth").rule == "D" and resolve("Orth").task is None
-    assert task_of("Orth", "compact") == "celeba" and task_of("Orth", "classroom") == "parity"
+    asked = resolve("Orth/O/utkface")
+    assert (asked["rule"], asked["place"], asked["strength"]) == ("O", "utkface", None)
+    assert not {"rule", "place"} & set(resolve("Orth"))
+    assert STUDY.place_of("Orth", "compact") == "celeba" and STUDY.place_of("Orth", "classroom") == "parity"
     assert offered("Orth/Bald", "compact") and not offered("Orth/Bald", "classroom")
     assert set(VERSIONS) == set(PARTY_METHODS) and set(IN_ROUNDS) == set(RAISED)
-    assert {run.sensitive for run in (resolve(label).run for label in ALL)} == set(SENSITIVE)
+    assert {resolve(label).get("sensitive", Run.sensitive) for label in ALL} == set(SENSITIVE)
 
 
 @pytest.mark.parametrize(
@@ -111,14 +106,14 @@ def test_an_unknown_label_is_one_line(label, words):
 def test_every_label_is_offered_by_some_profile():
     assert all(offered(label, "compact") and offered(label, "paper") for label in ALL)
     assert [label for label in ALL if offered(label, "classroom")] == [
-        label for label in ALL if not resolve(label).task
+        label for label in ALL if "place" not in resolve(label)
     ]
     with pytest.raises(FairtuningError, match="'Orth/Bald' is not offered in profile classroom"):
         selected("Orth/Bald", "classroom", lambda run: None)
     for profile, seeds, words in (("huge", 1, "profile is 'huge'"), ("compact", 0, "seeds is 0")):
         with pytest.raises(FairtuningError, match=words):
-            next(plan(profile, ["Erm"], seeds, lambda run: None))
-    strengths = {method for variants in METHODS.values() for method in variants.values()} - {"erm"}
+            next(STUDY.phases(profile, ["Erm"], seeds, lambda run: None))
+    strengths = {method for variants in VARIANTS.values() for method in variants.values()} - {"erm"}
     assert all(set(profile["strengths"]) == strengths for profile in PROFILES.values())
     assert all(list(s) == sorted(s) for profile in PROFILES.values() for s in profile["strengths"].values())
 
@@ -133,12 +128,15 @@ def test_rule_d_is_the_strongest_within_a_point_and_rule_o_the_smallest_gap_of_t
     found = {0.0: (0.90, 0.3), 1.0: (0.91, 0.2), 10.0: (0.890, 0.25), 100.0: (0.8899, 0.01)}
     candidates = [Run(method="orth", strength=strength) for strength in (1.0, 10.0, 100.0)]
     lookup = lambda run: validated(*found[run.strength])  # noqa: E731
-    assert strongest(plain, candidates, lookup).strength == 10.0
-    assert strongest(plain, candidates, lookup, rule="O").strength == 1.0
-    assert strongest(plain, candidates[2:], lookup) is candidates[2]  # none within a point: the weakest
-    assert strongest(plain, candidates[1:], lambda run: validated(0.9 - 0.1 * bool(run.strength))) is candidates[1]
-    assert strongest(plain, candidates, lambda run: None) is best_rate(candidates, lambda run: None) is None
-    assert best_rate(candidates, lambda run: validated(0.9)) is candidates[0]
+
+    def strongest(candidates, lookup, rule="D"):
+        return best([plain, *candidates], lookup, lambda record: STUDY.judge(record, {}), rule=rule)
+
+    assert strongest(candidates, lookup).strength == 10.0
+    assert strongest(candidates, lookup, rule="O").strength == 1.0
+    assert strongest(candidates[2:], lookup) is candidates[2]  # none within a point: the weakest
+    assert strongest(candidates[1:], lambda run: validated(0.9 - 0.1 * bool(run.strength))) is candidates[1]
+    assert strongest(candidates, lambda run: None) is None
 
 
 def test_selection_is_of_the_rate_on_erm_then_of_the_strength():
@@ -171,7 +169,7 @@ def test_selection_is_of_the_rate_on_erm_then_of_the_strength():
 
 def test_phases_and_their_runs():
     store, phases = {}, []
-    for phase in plan("compact", [*MAIN, "Orth/random"], 5, store.get):
+    for phase in STUDY.phases("compact", [*MAIN, "Orth/random"], 5, store.get):
         phases.append(phase)
         store |= {run: validated(0.9) for run in phase}
     assert [len(phase) for phase in phases] == [3, 1 + 5 * 3, 7 * 5]  # rates; Erm's with 5 methods' strengths; seeds
@@ -240,7 +238,8 @@ def test_a_record_tells_what_the_evaluator_saw():
     assert record["messages"]["number"] == 1 and record["messages"]["bytes"] > 4 * 2 * run.rank * (48 + 3 * 48)
     assert set(record["messages"]["heads"]) == {"developer", "auditor"}
     assert len(record["history"]) == run.epochs == record["kept"]
-    assert kamalaruban2025.configuration(record) == run and record["key"] == key(run)
+    assert kamalaruban2025.configuration(record) == run
+    assert record["key"] == key_of(run, digest=record["data"]["digest"], version=STUDY.version(run))
 
 
 def test_what_leaks_is_measured_of_the_bytes_that_crossed():
@@ -302,7 +301,8 @@ def test_a_records_parties_play_again_and_keep_their_transcripts(tmp_path, monke
         for line in (line for run in runs.values() for line in kamalaruban2025.work([run])):
             store.append(line)
     monkeypatch.setenv("FAIRTUNING_RESULTS", str(tmp_path))
-    made, folder = key(runs["adv"]), tmp_path / "kept"
+    made, unsent = (store.lookup(STUDY)(run)["key"] for run in runs.values())
+    folder = tmp_path / "kept"
     heads, recorded = verification.transcripts(profile="classroom", key=made, folder=folder)
     assert heads == recorded and set(heads) == {"developer", "auditor"}
     lines = {name: verify(folder / f"{name}.jsonl", head=head) for name, head in recorded.items()}
@@ -310,7 +310,7 @@ def test_a_records_parties_play_again_and_keep_their_transcripts(tmp_path, monke
     with pytest.raises(FairtuningError, match="exists already"):
         verification.transcripts(profile="classroom", key=made, folder=folder)
     with pytest.raises(FairtuningError, match="nothing crossed"):
-        verification.transcripts(profile="classroom", key=key(runs["erm"]), folder=tmp_path / "none")
+        verification.transcripts(profile="classroom", key=unsent, folder=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -358,7 +358,7 @@ def people():
 
 
 def forget():
-    for cached in (shared.digest, shared.published_digest, key, work._load, work._encoder, work._sensitive):
+    for cached in (work._load, work._encoder, work._sensitive):
         cached.cache_clear()
     work._frozen_features.cache_clear()
     work._frozen_candidates.cache_clear()
@@ -398,7 +398,7 @@ def paper(folders, monkeypatch):
 
 def test_the_profile_paper_end_to_end(paper, folders, monkeypatch):
     labels = [*MAIN, "Orth/shuffled", "Adv/central", "Erm/disjoint", "Orth/disjoint", "Erm/Bald", "Erm/utkface"]
-    expected = runs.cost(kamalaruban2025, labels, profile="paper")["missing"]
+    expected = runs.cost(STUDY, labels, profile="paper")["missing"]
     assert expected == 2 + 6 * 2 + 2 + 2 * len(labels)  # Erm's rates; strengths of six; utkface's rates; seeds
     store = runs.ensure(kamalaruban2025, labels, profile="paper", progress=False)
     assert len(store.records) == expected
@@ -410,7 +410,8 @@ def test_the_profile_paper_end_to_end(paper, folders, monkeypatch):
     monkeypatch.delenv("FAIRTUNING_MIRROR")
     forget()
     found = kamalaruban2025.results(store, "paper")
-    assert set(found.runs) == {label for label in labels if not resolve(label).task} and found.data_name == "celeba"
+    assert set(found.runs) == {label for label in labels if "place" not in resolve(label)}
+    assert found.data_name == "celeba"
     assert set(kamalaruban2025.results(store, "paper", data="Bald").runs) == {"Erm/Bald"}
     assert len(found.effect("Orth", "auroc", minus="Erm").by_seed) == 2
     with pytest.raises(MissingRuns, match="no records of Smiling in profile paper"):

@@ -41,7 +41,7 @@ def test_changed_parameters_compute_what_is_missing_and_change_the_table(tmp_pat
 
 @pytest.mark.parametrize("parameter", ["alfas=[0.5]", "alphas", "=1"])
 def test_an_unknown_parameter_is_refused(tmp_path, parameter):
-    with pytest.raises(FairtuningError, match="has no parameter .* it has profile, seeds, alphas"):
+    with pytest.raises(FairtuningError, match="has no parameter .* it has profile, seeds, split_seed, alphas"):
         rerun(ALPHA, tmp_path / "out.ipynb", [parameter])
     assert list(tmp_path.iterdir()) == []
 

@@ -147,7 +147,7 @@ def test_labels_of_methods():
     assert measures.label_of("FFT", rank=8, penalty=1.0, groups="cell", backbone="clip") == "FFT/clip"
     label = measures.label_of("FairFFT", rank=8, penalty=10.0, groups="cell", data="celeba")
     assert label == "FairFFT/lambda=10/groups=cell/celeba"
-    assert study.resolve(label).run.penalty == 10 and study.resolve(label).data == "celeba"
+    assert study.resolve(label)["penalty"] == 10 and study.resolve(label)["place"] == "celeba"
 
 
 def test_functions_of_counts(full):

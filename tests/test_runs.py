@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairtuning import runs
+from fairtuning.plan import Study, seeded
 from fairtuning.runs import Inline, RunError, Store, ensure, key_of, pack, run_all, unpack
 from fairtuning.studies import zhang2024
 from fairtuning.studies.zhang2024 import Run
+from fairtuning.studies.zhang2024.configuration import Pretraining, published_digest
 
 FAST = settings(deadline=None, max_examples=60)
 
@@ -33,6 +35,10 @@ class Toy:
     hidden: tuple[int, ...] = (1, 2)
     evaluate: str = "test"
     seed: int = 0
+    order_seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "hidden", tuple(self.hidden))  # a list in a record
 
 
 def toy_key(run):
@@ -44,28 +50,31 @@ def toy_record(run):
         "kind": "record",
         "key": toy_key(run),
         "configuration": vars(run) | {"hidden": list(run.hidden)},
+        "version": 1,
         "accuracy": {"validation": 1 - abs(run.rate - 0.3) + run.seed / 100},
         "seconds": 0.5,
     }
 
 
+def best_rate(run, asked, profile, choose):
+    return replace(choose([replace(run, rate=rate) for rate in (0.1, 0.3, 0.5)]), evaluate="test")
+
+
 class ToyStudy(SimpleNamespace):
     """Selects a rate by search, then runs it with every seed; counts what it was asked to compute."""
 
-    NAME, PROFILES = "toy", {"small": {"seeds": 3}}
+    STUDY = Study(
+        name="toy",
+        run=Toy,
+        methods={"toy": {}},
+        labels={},
+        profiles={"small": {"seeds": 3, "data": {"toy": {}}}},
+        select=best_rate,
+        search_seeds=lambda seeds: 2,
+    )
 
     def __init__(self):
         super().__init__(computed=[])
-
-    key = staticmethod(toy_key)
-
-    def plan(self, profile, labels, seeds, lookup):
-        candidates = [Toy(rate=rate, evaluate="validation") for rate in (0.1, 0.3, 0.5)]
-        yield [replace(candidate, seed=seed) for candidate in candidates for seed in range(2)]
-        found = [lookup(candidate) for candidate in candidates]
-        scores = [record["accuracy"]["validation"] if record else 0.0 for record in found]
-        best = candidates[scores.index(max(scores))]
-        yield [replace(best, evaluate="test", seed=seed) for seed in range(seeds)]
 
     def units(self, todo):
         return [todo[start : start + 2] for start in range(0, len(todo), 2)]
@@ -76,7 +85,7 @@ class ToyStudy(SimpleNamespace):
 
 
 def toy_store(folder, **changes):
-    return ensure(ToyStudy(), [], profile="small", folder=folder, progress=False, **changes)
+    return ensure(ToyStudy(), ["toy"], profile="small", folder=folder, progress=False, **changes)
 
 
 def written(store):
@@ -94,8 +103,11 @@ def other(value):
 def test_keys_are_stable():
     """Committed records are found by these keys: a change here orphans every one of them."""
     assert key_of(Toy(rate=0.2, seed=3), digest="d", version=1) == "7f673ee1e10194c3"
-    assert zhang2024.key(zhang2024.resolve("OURS")) == "5f2304c4446835ef"
-    assert zhang2024.key(zhang2024.resolve("TL after DP 0.1/sgd")) == "7221573c96f96a2f"
+    adult = published_digest("adult")
+    ours = Run(method="factored head", weighting="neutralised")
+    assert key_of(ours, digest=adult, version=1) == "5f2304c4446835ef"
+    fair = Pretraining(penalty="demographic_parity", intensity=0.1)
+    assert key_of(Run(optimiser="sgd", pretraining=fair), digest=adult, version=1) == "7221573c96f96a2f"
 
 
 def test_a_field_that_is_added_later_keeps_old_keys():
@@ -110,7 +122,7 @@ def test_a_field_that_is_added_later_keeps_old_keys():
 
 
 def test_keys_tell_every_field_version_and_digest_apart():
-    run = zhang2024.resolve("OURS/sgd")
+    run = Run(method="factored head", weighting="neutralised", optimiser="sgd")
     inner = run.pretraining
     variants = [replace(run, **{field.name: other(getattr(run, field.name))}) for field in fields(run)]
     changed = [replace(inner, **{field.name: other(getattr(inner, field.name))}) for field in fields(inner)]
@@ -122,7 +134,8 @@ def test_keys_tell_every_field_version_and_digest_apart():
 
 def test_a_record_gives_its_configuration_back(classroom):
     for key, record in classroom.records.items():
-        assert zhang2024.key(zhang2024.configuration(record)) == key
+        run = zhang2024.configuration(record)
+        assert key_of(run, digest=record["data"]["digest"], version=record["version"]) == key
 
 
 # ----------------------------------------------------------------------------------------------------------- packing
@@ -251,28 +264,29 @@ def test_a_second_launcher_is_refused(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ ensure
 def test_only_what_is_missing_is_computed(tmp_path):
     study = ToyStudy()
-    expected = runs.cost(study, [], profile="small", folder=tmp_path)
+    expected = runs.cost(study.STUDY, ["toy"], profile="small", folder=tmp_path)
     assert expected == {"missing": 9, "present": 0, "seconds": 9.0} and not study.computed
-    store = ensure(study, [], profile="small", folder=tmp_path, progress=False)
+    store = ensure(study, ["toy"], profile="small", folder=tmp_path, progress=False)
     assert len(study.computed) == 9 and {run.rate for run in study.computed if run.evaluate == "test"} == {0.3}
     before = written(store)
-    again = ensure(study, [], profile="small", folder=tmp_path, progress=False)
+    again = ensure(study, ["toy"], profile="small", folder=tmp_path, progress=False)
     assert len(study.computed) == 9 and written(again) == before and again.records == store.records
-    assert runs.cost(study, [], profile="small", folder=tmp_path)["missing"] == 0
-    assert runs.cost(study, [], profile="small", seeds=5, folder=tmp_path) == {
+    assert runs.cost(study.STUDY, ["toy"], profile="small", folder=tmp_path)["missing"] == 0
+    assert runs.cost(study.STUDY, ["toy"], profile="small", seeds=5, folder=tmp_path) == {
         "missing": 2, "present": 9, "seconds": 1.0,
     }  # fmt: skip
-    more = ensure(study, [], profile="small", seeds=5, folder=tmp_path, progress=False)
-    assert study.computed[9:] == [Toy(rate=0.3, seed=3), Toy(rate=0.3, seed=4)] and written(more).startswith(before)
+    more = ensure(study, ["toy"], profile="small", seeds=5, folder=tmp_path, progress=False)
+    assert study.computed[9:] == [seeded(Toy(rate=0.3), 3), seeded(Toy(rate=0.3), 4)]
+    assert written(more).startswith(before)
 
 
 def test_each_run_once_whatever_asks_for_it(tmp_path):
-    store = Store(tmp_path / "toy.jsonl")
-    wanted = [Toy(), Toy(seed=1), Toy(), Toy(seed=1)]
-    assert runs.missing(wanted, store=store, key=toy_key) == [Toy(), Toy(seed=1)]
+    store, twice = Store(tmp_path / "toy.jsonl"), ["toy", "toy"]
+    wanted = runs.todo(ToyStudy.STUDY, store, twice, "small", None)
+    assert len(wanted) == len(set(wanted)) == 9
     with store.writing():
-        store.append(toy_record(Toy()))
-    assert runs.missing(wanted, store=store, key=toy_key) == [Toy(seed=1)]
+        store.append(toy_record(wanted[0]))
+    assert runs.todo(ToyStudy.STUDY, store, twice, "small", None) == wanted[1:]
 
 
 def test_what_had_returned_is_recorded_when_another_unit_fails(tmp_path):

@@ -20,7 +20,8 @@ from fairtuning import FairtuningError, claims, losses, papers, report, runs, ve
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.datasets import waterbirds
 from fairtuning.metrics import METRICS
-from fairtuning.runs import pack, unpack
+from fairtuning.plan import best, seeded
+from fairtuning.runs import key_of, pack, unpack
 from fairtuning.studies import sukumaran2024
 from fairtuning.studies.sukumaran2024 import tables
 from fairtuning.studies.sukumaran2024.configuration import (
@@ -28,14 +29,10 @@ from fairtuning.studies.sukumaran2024.configuration import (
     LABELS,
     PROFILES,
     RANKS,
+    STUDY,
     Run,
-    best,
-    key,
-    label_seeds,
     offered,
-    plan,
     resolve,
-    seeded,
     selected,
 )
 from fairtuning.vision import adapters, backbones
@@ -63,17 +60,17 @@ ALL = list(dict.fromkeys(label for found in LABELS.values() for label in found))
     ],
 )
 def test_a_label_names_a_run(label, expected):
-    run = resolve(label).run
-    assert {name: getattr(run, name) for name in expected} == expected
+    asked = resolve(label)
+    assert {name: asked.get(name, getattr(Run, name)) for name in expected} == expected
 
 
 def test_what_a_label_leaves_to_the_profile():
-    named = resolve("FairLoRA/dino/r=8/R1/waterbirds")
-    assert (named.backbone, named.rank, named.rule, named.data) == ("dino", 8, "R1", "waterbirds")
-    assert resolve("LoRA") == configuration.Named(Run())
+    asked = resolve("FairLoRA/dino/r=8/R1/waterbirds")
+    assert [asked[name] for name in ("backbone", "rank", "rule", "place")] == ["dino", 8, "R1", "waterbirds"]
+    assert resolve("LoRA") == {"method": "lora"}
     assert offered("LoRA", "compact") and offered("LoRA/clip", "paper") and not offered("LoRA/clip", "compact")
     assert offered("LoRA/r=128", "compact") and not offered("LoRA/r=128", "classroom")
-    assert (label_seeds("LoRA", "compact", 5), label_seeds("LoRA/r=8", "compact", 5)) == (5, 3)
+    assert (STUDY.seeds("LoRA", "compact", 5), STUDY.seeds("LoRA/r=8", "compact", 5)) == (5, 3)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +81,7 @@ def test_what_a_label_leaves_to_the_profile():
         ("LoRA/r=many", "unknown modifier 'r=many'"),
         ("LoRA/lambda=1", "unknown modifier 'lambda=1'"),
         ("FairLoRA/lambda=-1", "unknown modifier 'lambda=-1'"),
-        ("FairLoRA/groups=race", "'FairLoRA/groups=race'; allowed: r=N, lambda=X"),
+        ("FairLoRA/groups=race", "'FairLoRA/groups=race'; allowed: smoothed, R1, R2"),
         ("LoRA/groups=cell", "unknown modifier"),
         ("LoRA/R1", "unknown modifier"),
         ("FairLoRA/R3", "unknown modifier"),
@@ -106,7 +103,7 @@ def test_every_label_resolves_and_some_profile_has_it():
         selected("LoRA/clip", "compact", lambda run: None)
     for profile, seeds, words in (("huge", 1, "profile is 'huge'"), ("compact", 0, "seeds is 0")):
         with pytest.raises(FairtuningError, match=words):
-            next(plan(profile, ["LoRA"], seeds, lambda run: None))
+            next(STUDY.phases(profile, ["LoRA"], seeds, lambda run: None))
 
 
 # ----------------------------------------------------------------------------------------------------------- selection
@@ -120,16 +117,17 @@ def test_rules_r1_and_r2():
     found = {0.1: (0.950, 0.20), 1.0: (0.945, 0.40), 10.0: (0.940, 0.40), 100.0: (0.9399, 0.90)}
     runs_ = [Run(penalty=penalty) for penalty in found]
     lookup = lambda run: validated(*found[run.penalty])  # noqa: E731
-    assert best(runs_, lookup, rule="R1").penalty == 0.1
-    assert best(runs_, lookup, rule="R2").penalty == 1.0
-    assert best(runs_[:3], lambda run: validated(0.9, 0.5), rule="R2") is runs_[0]
-    assert best(runs_[:3], lambda run: validated(0.9, 0.5), rule="R1") is runs_[0]
-    assert best(runs_, lambda run: None) is None
+    last = lambda record: configuration.judged(record, "last")  # noqa: E731
+    assert best(runs_, lookup, last, rule="R1").penalty == 0.1
+    assert best(runs_, lookup, last, rule="R2").penalty == 1.0
+    assert best(runs_[:3], lambda run: validated(0.9, 0.5), last, rule="R2") is runs_[0]
+    assert best(runs_[:3], lambda run: validated(0.9, 0.5), last, rule="R1") is runs_[0]
+    assert best(runs_, lambda run: None, last) is None
     # over two seeds the means decide
     luck = lambda run: validated(0.9 + (0.05 if run.penalty == 0.1 and run.seed == 0 else 0.03), 0.5)  # noqa: E731
-    assert best(runs_[:2], luck, rule="R1", seeds=1).penalty == 0.1
+    assert best(runs_[:2], luck, last, rule="R1", seeds=1).penalty == 0.1
     worse = lambda run: validated(0.9 - (0.2 * run.seed if run.penalty == 0.1 else 0), 0.5)  # noqa: E731
-    assert best(runs_[:2], worse, rule="R1", seeds=2).penalty == 1.0
+    assert best(runs_[:2], worse, last, rule="R1", seeds=2).penalty == 1.0
 
 
 def test_selection_is_of_the_rate_then_of_lambda():
@@ -167,14 +165,15 @@ def test_a_rule_judges_the_epoch_that_is_kept():
         0.1: {"history": [0.9, 0.5], "curve": {"worst": [0.1, 0.5]}},
         0.2: {"history": [0.8, 0.7], "curve": {"worst": [0.2, 0.4]}},
     }
-    assert best([one, other], lambda run: curves[run.learning_rate], keep="best") == one
-    assert best([one, other], lambda run: curves[run.learning_rate], keep="last") == other
+    for keep, chosen in (("best", one), ("last", other)):
+        lookup = lambda run: curves[run.learning_rate]  # noqa: E731
+        assert best([one, other], lookup, lambda record, keep=keep: configuration.judged(record, keep)) == chosen
 
 
 def test_phases_and_their_runs():
     store = {}
     phases = []
-    for phase in plan("compact", ["LoRA", "FairLoRA", "LoRA/r=8", "LoRA/clip"], 5, store.get):
+    for phase in STUDY.phases("compact", ["LoRA", "FairLoRA", "LoRA/r=8", "LoRA/clip"], 5, store.get):
         phases.append(phase)
         store |= {run: validated(0.9, 0.5) for run in phase}
     assert [len(phase) for phase in phases] == [4, 3, 13]  # rates; lambdas; 5 + 5 seeds, 3 of the rank
@@ -242,7 +241,8 @@ def test_a_record_tells_what_its_predictions_say():
     assert (share * record["cell_loss"]["test"]).sum() == pytest.approx(record["loss"]["test"], rel=1e-5)
     assert len(record["history"]) == len(record["curve"]["worst"]) == len(record["curve"]["loss"]) == run.epochs
     assert record["parameters"] == 4 * run.rank * (48 + 3 * 48) + 48 * 2 + 2
-    assert sukumaran2024.configuration(record) == run and record["key"] == key(run)
+    assert sukumaran2024.configuration(record) == run
+    assert record["key"] == key_of(run, digest=record["data"]["digest"], version=STUDY.version(run))
 
 
 def test_a_record_tells_how_much_of_the_penalty_is_noise(monkeypatch):
@@ -446,8 +446,7 @@ def birds():
 
 
 def forget():
-    for cached in (configuration.digest, configuration.published_digest, configuration.key, work._load):
-        cached.cache_clear()
+    work._load.cache_clear()
 
 
 @pytest.fixture
@@ -492,7 +491,7 @@ def test_the_profile_paper_end_to_end(paper, folders, monkeypatch):
     assert report.coverage(profile="paper")  # nothing is here yet: neither records nor images
     assert not (folders / "data").exists()
 
-    expected = runs.cost(sukumaran2024, labels, profile="paper")["missing"]
+    expected = runs.cost(STUDY, labels, profile="paper")["missing"]
     assert expected == 3 * (2 + 2 + 2) + 3 * 4 * 2  # per backbone: LoRA's rates, lambda for each Fair one; seeds
 
     # stopped after 11 runs, and gone on with: nothing is lost, nothing is computed twice
@@ -516,14 +515,14 @@ def test_the_profile_paper_end_to_end(paper, folders, monkeypatch):
     store = runs.ensure(module, labels, **how)
     assert len(store.records) == len(done) == len({run for unit in done for run in unit}) == expected
     assert store.path.read_bytes().startswith(before)
-    again = store.records[key(done[0][0])]
+    again = store.lookup(STUDY)(done[0][0])
     assert results_part(record_of(done[0][0])) == results_part(again)
 
     # from here on only records are needed
     (folders / "data").rename(folders / "elsewhere")
     monkeypatch.delenv("FAIRTUNING_MIRROR")
     forget()
-    assert runs.cost(sukumaran2024, labels, profile="paper", reading=False)["missing"] == 0
+    assert runs.cost(STUDY, labels, profile="paper")["missing"] == 0
     found = sukumaran2024.results(store, "paper")
     assert {"LoRA", "FairFFT/clip"} <= set(found.runs) and "LoRA/r=8" not in found.runs
     rows = report.table("sukumaran2024", "table2", profile="paper")
@@ -541,7 +540,7 @@ def test_the_profile_paper_end_to_end(paper, folders, monkeypatch):
 def test_a_dry_run_reads_no_image(paper, folders, monkeypatch):
     """Their digest is not published: the runs are counted all the same."""
     monkeypatch.setattr("fairtuning.datasets.images.read", None)
-    missing = runs.cost(sukumaran2024, LABELS["table2"], profile="paper", reading=False)["missing"]
+    missing = runs.cost(STUDY, LABELS["table2"], profile="paper")["missing"]
     assert missing == 3 * (2 + 2 + 2) + 3 * 4 * 2 and not (folders / "data").exists()
 
 

@@ -14,6 +14,7 @@ from fairtuning import FairtuningError, claims, datasets, losses, metrics, netwo
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.claims import Claim, OnData, Part
 from fairtuning.fisher import head_fisher
+from fairtuning.plan import seeded
 from fairtuning.runs import ensure, pack, unpack
 from fairtuning.statistics import Effect, estimate
 from fairtuning.studies import zhang2024
@@ -21,14 +22,11 @@ from fairtuning.studies.zhang2024 import tables
 from fairtuning.studies.zhang2024.configuration import (
     LABELS,
     PROFILES,
+    STUDY,
     Run,
-    label_seeds,
-    plan,
     resolve,
-    seeded,
     selected,
     shape,
-    splits,
 )
 
 work = import_module("fairtuning.studies.zhang2024.work")  # the package's own "work" is the function
@@ -58,16 +56,17 @@ def results(classroom):
     ],
 )
 def test_a_label_names_a_run(label, expected):
-    run = resolve(label)
-    assert {name: getattr(run, name) for name in expected} == expected
+    asked = resolve(label)
+    assert {name: asked.get(name, getattr(Run, name)) for name in expected} == expected
 
 
 def test_a_label_names_the_pre_training_too():
     fair = resolve("TL after DP 0.9")
-    assert (fair.penalty, fair.pretraining.penalty, fair.pretraining.intensity) == ("none", "demographic_parity", 0.9)
-    assert resolve("pre-trained DP 0.9").pretraining == fair.pretraining
-    assert resolve("OURS/MLP-4").pretraining.hidden == (20, 20, 20, 20)
-    assert len({resolve(label) for label in ALL}) == len(ALL)
+    assert "penalty" not in fair
+    assert fair["pretrained_with"] == {"penalty": "demographic_parity", "intensity": 0.9}
+    assert resolve("pre-trained DP 0.9")["pretrained_with"] == fair["pretrained_with"]
+    assert resolve("OURS/MLP-4")["hidden"] == (20, 20, 20, 20)
+    assert len({str(resolve(label)) for label in ALL}) == len(ALL)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +74,7 @@ def test_a_label_names_the_pre_training_too():
     [
         ("SVD", "unknown run label 'SVD'"),
         ("OURS/alpha=2", "unknown modifier 'alpha=2'"),
-        ("OURS/fast", "unknown modifier 'fast'; allowed: sgd"),
+        ("OURS/fast", "unknown modifier 'fast' in 'OURS/fast'; allowed: sgd"),
         ("OURS/MLP-0", "unknown modifier"),
         ("OURS/epochs=x", "unknown modifier"),
         ("Retrain+EO 1.5", "intensity is 1.5"),
@@ -185,13 +184,13 @@ def test_methods_that_are_compared_have_the_same_grid():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_searches_come_first_and_never_touch_the_test_set(profile):
-    phases = list(plan(profile, ALL, PROFILES[profile]["seeds"], lookup_by(lambda run: 0.8)))
+    phases = list(STUDY.phases(profile, ALL, None, lookup_by(lambda run: 0.8)))
     assert all(run.evaluate == "validation" for phase in phases[:-1] for run in phase)
     assert {run.evaluate for run in phases[-1]} == {"test", "validation"}
     sensitive = {
         selected(label, profile, lookup_by(lambda run: 0.8), 5, split)[0]
         for label in LABELS["sensitivity"]
-        for split in splits(profile)
+        for split in STUDY.splits(profile)
     }
     assert {replace(run, seed=0, order_seed=0) for run in phases[-1] if run.evaluate == "validation"} == sensitive
     assert all(len(set(phase)) == len(phase) for phase in phases)
@@ -212,12 +211,12 @@ def test_search_records_hold_no_test_predictions():
 def test_plan_refuses():
     for profile, seeds, words in (("huge", 5, "profile is 'huge'; allowed: paper"), ("classroom", 0, "seeds is 0")):
         with pytest.raises(FairtuningError, match=words):
-            list(plan(profile, ["TL"], seeds, lambda run: None))
+            list(STUDY.phases(profile, ["TL"], seeds, lambda run: None))
 
 
 # ------------------------------------------------------------------------------------------------------------- units
 def test_units_hold_runs_that_can_train_together():
-    runs = list(plan("paper", ALL, 10, lookup_by(lambda run: 0.8)))[-1]
+    runs = list(STUDY.phases("paper", ALL, 10, lookup_by(lambda run: 0.8)))[-1]
     units = zhang2024.units(runs)
     assert sorted(map(str, sum(units, []))) == sorted(map(str, runs))
     for unit in units:
@@ -231,7 +230,7 @@ def test_a_run_is_the_same_in_any_company(classroom):
         run = seeded(selected(label, "classroom", lambda run: None, 5)[0], 1)
         work._pretrained.clear()
         alone = next(line for line in zhang2024.work([run]) if line["kind"] == "record")
-        there = classroom.records[zhang2024.key(run)]
+        there = classroom.lookup(STUDY)(run)
         assert alone["key"] == there["key"] and alone["predictions"] == there["predictions"]
         assert alone["loss"] == pytest.approx(there["loss"], abs=1e-7) and alone["history"] == there["history"]
 
@@ -352,7 +351,8 @@ def test_penalties_act_per_run():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 50, 2, generator=generator, dtype=torch.float64)
     label, group = (torch.randint(2, (4, 50), generator=generator) for _ in range(2))
-    runs = [resolve(label) for label in ("Retrain", "Retrain+EO 0.5", "Retrain+DP 0.9", "Retrain+DP 0.9/additive")]
+    labels = ("Retrain", "Retrain+EO 0.5", "Retrain+DP 0.9", "Retrain+DP 0.9/additive")
+    runs = [Run(**{"method": "network"} | resolve(label)) for label in labels]
     together = work._objective(runs)(logits, label, group)
     ce = losses.cross_entropy(logits, label).mean(-1)
     expected = [
@@ -547,7 +547,7 @@ def test_every_split_is_scored_by_its_own_labels(tmp_path, profile, name):
 
 
 def test_label_seeds_and_default_run():
-    assert label_seeds("TL/representations", 10) == 1 and label_seeds("TL", 10) == 10
+    assert STUDY.seeds("TL/representations", "paper", 10) == 1 and STUDY.seeds("TL", "paper", 10) == 10
     assert (Run().precision, Run().threads, Run().device) == ("float64", 1, "cpu")
     assert report.labels(zhang2024, "Fig. 4") == LABELS["figure4"] and set(report.labels(zhang2024)) == set(ALL)
 

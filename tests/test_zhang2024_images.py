@@ -9,10 +9,10 @@ import torch
 from fairtuning import FairtuningError, metrics, report
 from fairtuning.datasets import DataError, GroupedData
 from fairtuning.networks import head
-from fairtuning.runs import Store, ensure
+from fairtuning.runs import Store, ensure, key_of
 from fairtuning.studies import zhang2024
 from fairtuning.studies.zhang2024 import attributes
-from fairtuning.studies.zhang2024.configuration import LABELS, offered, plan, resolve, selected
+from fairtuning.studies.zhang2024.configuration import LABELS, STUDY, offered, resolve, selected
 
 work = import_module("fairtuning.studies.zhang2024.work")  # the package's own "work" and "configuration" are functions
 configuration = import_module("fairtuning.studies.zhang2024.configuration")
@@ -61,7 +61,7 @@ def test_a_label_names_data_and_backbone():
     assert (run.data, run.label, run.attribute, run.pretraining.hidden) == ("lfw", "gender", "Heavy_Makeup", ())
     assert selected("TL/celeba", "paper", lambda run: None, 1)[0].backbone == "resnet18.tv_in1k"
     assert chosen("TL").data == "adult" and not chosen("TL").backbone
-    assert resolve("f+SVD/40 attributes/r=16").rank == 16
+    assert resolve("f+SVD/40 attributes/r=16")["rank"] == 16
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_label_names_data_and_backbone():
         ("OURS/resnet50", "only images (celeba, lfw, 40 attributes) have one"),
         ("OURS/celeba/r=3", "2 outputs allows 1 to 2"),
         ("OURS/40 attributes/r=41", "40 outputs allows 1 to 40"),
-        ("OURS/r=x", "unknown modifier 'r=x'; allowed: sgd"),
+        ("OURS/r=x", "unknown modifier 'r=x' in 'OURS/r=x'; allowed: sgd"),
         ("Retrain+EO 0.5/40 attributes", "no penalty"),
     ],
 )
@@ -92,7 +92,7 @@ def test_profiles_offer_what_they_have():
 
 def test_images_that_are_not_here_do_not_stop_the_others(folders):
     configuration._can_be_read.cache_clear()
-    runs = [run for phase in plan("paper", ["TL", "TL/celeba"], 1, lambda run: None) for run in phase]
+    runs = [run for phase in STUDY.phases("paper", ["TL", "TL/celeba"], 1, lambda _: None) for run in phase]
     assert {run.data for run in runs} == {"adult"}
     store = Store.of("zhang2024", "paper")
     with pytest.raises(DataError, match="img_align_celeba.zip"):
@@ -128,7 +128,8 @@ def test_a_record_says_which_features(features):
     (record,) = records(chosen("pre-trained/celeba"))
     assert record["backbone"]["name"].startswith("vit_tiny") and len(record["backbone"]["weights"]) == 64
     assert record["configuration"]["pretraining"]["hidden"] == () and record["parameters"] == 6 * 2 + 2
-    assert zhang2024.key(zhang2024.configuration(record)) == record["key"]
+    key = key_of(zhang2024.configuration(record), digest=record["data"]["digest"], version=record["version"])
+    assert key == record["key"]
 
 
 def test_with_two_outputs_the_weights_are_without_effect_under_sgd(features):

@@ -2,18 +2,19 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from fairtuning import claims, pages, report, runs
 from fairtuning.analysis import Results
 from fairtuning.datasets import GroupedData, own
+from fairtuning.plan import Study
 from fairtuning.runs import Store
 from fairtuning.statistics import Estimate, estimate
 from fairtuning.studies import bench
-from fairtuning.studies.bench.configuration import FEWEST_FOR_DFR, METHODS, OF_TABLES
+from fairtuning.studies.bench.configuration import FEWEST_FOR_DFR, METHODS, OF_TABLES, RANK
 from fairtuning.studies.bench.tables import ADAPTERS, SHOWN, row_of, rows
 
 TITLES = {
@@ -200,23 +201,23 @@ def records_table(found: Mapping[str, Results], *, profile: str = "compact") -> 
 
 
 # ------------------------------------------------------------------------------------------------------ your own data
-def own_study(data: GroupedData, source: Path, *, seeds: int) -> SimpleNamespace:
-    """The study on the data of a YAML file, in the form that ``runs.ensure`` takes; its one profile is "own".
+@dataclass(frozen=True)
+class Own:
+    """The bench on data of your own: what ``runs.ensure`` takes. Its one profile is "own"."""
 
-    A head makes about 300 steps, in 10 to 100 epochs.
-    """
+    STUDY: Study
+    units = staticmethod(bench.units)
+    work = staticmethod(bench.work)
+
+
+def own_study(data: GroupedData, source: Path, *, seeds: int) -> Own:
+    """A head makes about 300 steps, in 10 to 100 epochs."""
     rows = len(data.part("training"))
     batch = min(512, rows)
-    options = {"source": str(source.resolve()), "batch_size": batch, "epochs": min(100, max(10, 300 * batch // rows))}
+    options = {"source": str(source.resolve()), "digest": data.digest}
+    options |= {"batch_size": batch, "epochs": min(100, max(10, 300 * batch // rows))}
     profile = {"seeds": seeds, "data": {"own": options | ({} if data.feature_names else {"backbone": "vit-tiny"})}}
-    return SimpleNamespace(
-        NAME=bench.NAME,
-        PROFILES={"own": profile},
-        plan=lambda name, labels, seeds, lookup: bench.planned(profile, list(labels), seeds, lookup),
-        key=bench.key,
-        units=bench.units,
-        work=bench.work,
-    )
+    return Own(replace(bench.STUDY, profiles={"own": profile}, labels={}, digest=data.digest))
 
 
 def own_page(source: Path, output: Path, *, seeds: int = 10, executor: str = "inline") -> Path:
@@ -229,6 +230,11 @@ def own_page(source: Path, output: Path, *, seeds: int = 10, executor: str = "in
     sizes = {part: cells[data.part(part)].bincount(minlength=int(cells.max()) + 1).tolist() for part in PARTS}
     warnings = list(data.notes)
     without = [] if data.feature_names else [*OF_TABLES]
+    if data.feature_names and len(data.feature_names) < RANK:
+        without += ["P1"]
+        warnings.append(
+            f"P1 is left out: it splits the head at rank {RANK}, and the table has {len(data.feature_names)} input"
+        )
     if find_spec("fairlearn") is None:
         without += ["threshold DP", "threshold EO"]
         warnings.append("thresholds per group are left out: they need fairlearn, pip install fairlearn")
@@ -241,7 +247,7 @@ def own_page(source: Path, output: Path, *, seeds: int = 10, executor: str = "in
     study = own_study(data, source, seeds=seeds)
     labels = bench.labels_of("own", without=without)
     store = runs.ensure(study, labels, profile="own", seeds=seeds, executor_name=executor, folder=output)
-    found = bench.columns(store, "own", labels=labels, seeds=seeds, profiles=study.PROFILES)["own"]
+    found = bench.columns(store, "own", labels=labels, seeds=seeds, study=study.STUDY)["own"]
     path = output / "index.html"
     path.write_text(_page(source.name, data, found, store, study, sizes, warnings), encoding="utf-8")
     return path
@@ -252,7 +258,7 @@ def _page(
     data: GroupedData,
     found: Results,
     store: Store,
-    study: SimpleNamespace,
+    study: Own,
     sizes: Mapping[str, Sequence[int]],
     warnings: Sequence[str],
 ) -> str:
@@ -261,7 +267,7 @@ def _page(
     made = store.environments[first["environment"]]
     table = bool(data.feature_names)
     inputs = f"{len(data.feature_names)} input columns" if table else "features of a frozen ViT-Tiny/16"
-    frontier = bench.frontier(store, study.PROFILES["own"], "own")
+    frontier = bench.frontier(store, "own", "own", study=study.STUDY)
     parts: list[Any] = [
         f"<h1>Fair fine-tuning, compared on {html.escape(name)}</h1>",
         f"<p>{len(data.label):,} rows, {inputs}, label 1 is <b>{positive}</b>, groups: "

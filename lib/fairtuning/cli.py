@@ -121,7 +121,8 @@ def run(
     module, profile = studies.study(study), profile or report.shown(study)
     labels = report.labels(module, only)
     fresh_folder = paths.fresh_folder() if fresh else None
-    estimate = runs.cost(module, labels, profile=profile, seeds=seeds, folder=fresh_folder, reading=not dry_run)
+    studies.check_profile(module, profile)
+    estimate = runs.cost(module.STUDY, labels, profile=profile, seeds=seeds, folder=fresh_folder)
     store = runs.Store.of(study, profile, folder=fresh_folder).path
     print(f"{store}: {estimate['present']} records, {estimate['missing']} runs missing", end="")
     print(f", about {estimate['seconds'] / 60:.1f} minutes on one core" if estimate["missing"] else "; nothing to do")

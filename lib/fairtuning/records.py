@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fairtuning.datasets import GroupedData
 from fairtuning.losses import cross_entropy
-from fairtuning.runs import Record, environment, key_of, pack
+from fairtuning.runs import Record, Store, environment, key_of, pack
 
 
 def examples_key(digest: str, part: str, task: str = "", *, split_seed: int = 0) -> str:
@@ -29,6 +29,13 @@ def examples_line(data: GroupedData, split: str, task: str = "", *, split_seed: 
         "label_names": data.label_names,
         "group_names": data.group_names,
     }
+
+
+def examples_of(store: Store, record: Record, part: str) -> Record | None:
+    """The examples line of one part of what a record was made of."""
+    of = record["configuration"]
+    task = f"{of['label']}-{of['attribute']}" if of.get("label") else ""
+    return store.examples.get(examples_key(record["data"]["digest"], part, task, split_seed=of.get("split_seed", 0)))
 
 
 def frame(

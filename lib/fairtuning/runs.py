@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,14 +21,14 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from fairtuning import FairtuningError
 from fairtuning.paths import ROOT, results_folder
+from fairtuning.plan import Record, Study
 
-Record = dict[str, Any]
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "fairtuning")
 
 
@@ -45,8 +45,8 @@ def canonical(value: Any) -> str:
 def key_of(configuration: Any, *, digest: str, version: int) -> str:
     """16 hexadecimal digits that stand for a run: configuration, data and the version of its method.
 
-    Fields at their default are left out, so that a field added later, whose default is what was done before, keeps the
-    keys of the records that are there.
+    Fields that are not compared are left out, and those at their default, so that a field added later, whose default
+    is what was done before, keeps the keys of the records that are there.
     """
     text = canonical([_stated(configuration), digest, version])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -57,7 +57,7 @@ def _stated(configuration: Any) -> Record:
     found = {}
     for field in fields(configuration):
         value = getattr(configuration, field.name)
-        if value != field.default:
+        if field.compare and value != field.default:
             found[field.name] = _stated(value) if is_dataclass(value) else value
     return found
 
@@ -165,6 +165,10 @@ class Store:
     @staticmethod
     def path_of(study: str, profile: str, *, folder: Path | None = None) -> Path:
         return (folder or results_folder()) / f"{study}-{profile}.jsonl"
+
+    def lookup(self, study: Study) -> Callable[[Any], Record | None]:
+        """Run -> its record; it sees what is appended later."""
+        return _Lookup(self, study)
 
     def reload(self) -> None:
         if not self.path.is_file():
@@ -338,15 +342,32 @@ def _failed(future: Future) -> bool:
     return future.cancelled() or future.exception() is not None
 
 
-def missing(configurations: Iterable[Any], *, store: Store, key: Callable[[Any], str]) -> list[Any]:
-    """The configurations that have no record yet, each once, in the given order."""
-    found = {key(configuration): configuration for configuration in configurations}
-    return [configuration for its_key, configuration in found.items() if its_key not in store.records]
+class _Lookup:
+    def __init__(self, store: Store, study: Study):
+        self.store, self.study = store, study
+        self.number, self.by_run = 0, {}
+
+    def __call__(self, run: Any) -> Record | None:
+        if self.number != len(self.store.records):
+            self.number, self.by_run = len(self.store.records), self.study.by_run(self.store.records.values())
+        return self.by_run.get(run)
 
 
 # ------------------------------------------------------------------------------------------------------------ studies
+class Experiments(Protocol):
+    """What the store and the command line ask of a study; its package has it, and no more is asked of it."""
+
+    STUDY: Study
+
+    def units(self, runs: Sequence[Any]) -> list[list[Any]]:
+        """Lists of runs that train together."""
+
+    def work(self, unit: Sequence[Any]) -> list[Record]:
+        """The records (and the lines they refer to) of a unit; called in a worker."""
+
+
 def ensure(
-    study: Any,
+    study: Experiments,
     labels: Sequence[str],
     *,
     profile: str = "paper",
@@ -354,68 +375,42 @@ def ensure(
     executor_name: str = "inline",
     folder: Path | None = None,
     progress: bool = True,
-    **where: Any,
+    split_seed: int | None = None,
 ) -> Store:
-    """The store of ``study`` with every run that ``labels`` need: those present are read, the missing ones computed.
-
-    ``where``: what else the study's ``plan`` takes, ``split_seed`` of arXiv 2403.00625.
-    """
-    store = Store.of(study.NAME, profile, folder=folder)
-    seeds = study.PROFILES[profile]["seeds"] if seeds is None and profile in study.PROFILES else seeds
-
-    def lookup(run: Any) -> Record | None:
-        return store.records.get(study.key(run))
-
-    if not _todo(study, labels, profile, seeds, lookup, **where):
+    """The store of ``study`` with every run that ``labels`` need: those present are read, the missing ones computed."""
+    store = Store.of(study.STUDY.name, profile, folder=folder)
+    if not todo(study.STUDY, store, labels, profile, seeds, split_seed):
         return store
     with store.writing(), executor(executor_name) as (pool, in_flight):
-        for phase in study.plan(profile, labels, seeds, lookup, **where):
-            todo = missing(phase, store=store, key=study.key)
-            if todo:
-                with _bar(len(todo), progress) as bar:
+        lookup = store.lookup(study.STUDY)
+        for phase in study.STUDY.phases(profile, labels, seeds, lookup, split_seed):
+            missing = [run for run in phase if lookup(run) is None]
+            if missing:
+                with _bar(len(missing), progress) as bar:
                     run_all(
-                        study.units(todo), study.work, store=store, executor=pool, in_flight=in_flight, finished=bar
+                        study.units(missing), study.work, store=store, executor=pool, in_flight=in_flight, finished=bar
                     )
     return store
 
 
-def _todo(
-    study: Any,
-    labels: Sequence[str],
-    profile: str,
-    seeds: int | None,
-    lookup: Callable[[Any], Record | None],
-    **where: Any,
+def todo(
+    study: Study, store: Store, labels: Sequence[str], profile: str, seeds: int | None, split_seed: int | None = None
 ) -> list[Any]:
-    """Every run still missing; where a search is unfinished its first candidate stands in for the selected one."""
-    phases = study.plan(profile, labels, seeds, lookup, **where)
+    """Every run still missing; where a search is unfinished a candidate stands in for the selected one."""
+    lookup = store.lookup(study)
+    phases = study.phases(profile, labels, seeds, lookup, split_seed)
     return list(dict.fromkeys(run for phase in phases for run in phase if lookup(run) is None))
 
 
 def cost(
-    study: Any,
-    labels: Sequence[str],
-    *,
-    profile: str,
-    seeds: int | None = None,
-    folder: Path | None = None,
-    reading: bool = True,
+    study: Study, labels: Sequence[str], *, profile: str, seeds: int | None = None, folder: Path | None = None
 ) -> Record:
-    """What ``ensure`` would compute: how many runs are missing, and how many seconds such runs took before.
-
-    With ``reading=False`` no images are read to tell their digest, where the study knows how (``lookup_in``): records
-    of the same data set, size and edition then count as present.
-    """
-    store = Store.of(study.NAME, profile, folder=folder)
-    seeds = study.PROFILES[profile]["seeds"] if seeds is None and profile in study.PROFILES else seeds
-    if reading or not hasattr(study, "lookup_in"):
-        todo = _todo(study, labels, profile, seeds, lambda run: store.records.get(study.key(run)))
-    else:
-        todo = _todo(study, labels, profile, seeds, study.lookup_in(store))
+    """What ``ensure`` would compute: how many runs are missing, and how many seconds such runs took before."""
+    store = Store.of(study.name, profile, folder=folder)
+    missing = todo(study, store, labels, profile, seeds)
     known = [record["seconds"] for record in store.records.values()]
-    guess = study.PROFILES.get(profile, {}).get("seconds", getattr(study, "SECONDS", 1.0))
-    each = sum(known) / len(known) if known else guess
-    return {"missing": len(todo), "present": len(store.records), "seconds": round(each * len(todo), 1)}
+    each = sum(known) / len(known) if known else study.profiles[profile].get("seconds", 1.0)
+    return {"missing": len(missing), "present": len(store.records), "seconds": round(each * len(missing), 1)}
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def verify(
     keys = _keys(store, study.NAME, profile, key)
     if key is None and sample is not None:
         keys = random.SystemRandom().sample(keys, min(sample, len(keys)))
-    configurations = [study.configuration(store.records[found]) for found in keys]
+    configurations = [study.STUDY.restore(store.records[found]) for found in keys]
     with TemporaryDirectory() as folder, executor(executor_name) as (pool, in_flight):
         again = Store.of(study.NAME, profile, folder=Path(folder))
         with again.writing():
@@ -63,7 +63,7 @@ def transcripts(*, profile: str, key: str, folder: Path) -> tuple[dict[str, str]
     if folder.exists():
         raise FairtuningError(f"{folder} exists already; name a new folder, nothing is overwritten")
     with TemporaryDirectory() as kept:
-        parties, heads = exchanged(study.configuration(record), folder=Path(kept))
+        parties, heads = exchanged(study.STUDY.restore(record), folder=Path(kept))
         folder.mkdir(parents=True)
         for name in parties:
             shutil.copy(Path(kept, name, "transcript.jsonl"), folder / f"{name}.jsonl")

@@ -4,19 +4,17 @@
 ``tables`` how records become rows, paired differences and the quantities of claims/bench.yaml.
 """
 
+from fairtuning.plan import seeded
 from fairtuning.studies.bench.configuration import (
     LABELS,
     METHODS,
     NAME,
     PROFILES,
+    STUDY,
     Run,
     configuration,
-    key,
     labels_of,
-    plan,
-    planned,
     resolve,
-    seeded,
     selected,
     units,
 )
@@ -33,7 +31,7 @@ from fairtuning.studies.bench.tables import (
 from fairtuning.studies.bench.work import load, work
 
 __all__ = [
-    "LABELS", "METHODS", "NAME", "PROFILES", "Run", "adapter_frontier", "adapters", "columns", "configuration",
-    "differences", "frontier", "key", "labels_of", "load", "mean_ranks", "plan", "planned", "quantities", "resolve",
-    "results", "seeded", "selected", "units", "work",
+    "LABELS", "METHODS", "NAME", "PROFILES", "STUDY", "Run", "adapter_frontier", "adapters", "columns",
+    "configuration", "differences", "frontier", "labels_of", "load", "mean_ranks", "quantities", "resolve", "results",
+    "seeded", "selected", "units", "work",
 ]  # fmt: skip

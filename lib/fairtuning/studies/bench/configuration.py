@@ -5,42 +5,29 @@ features of a backbone. Only what the loss, the sampling or the step after train
 one exception is a whole network on a table, which shows what a head leaves to be had.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from fairtuning import FairtuningError
-from fairtuning.runs import Record, key_of
-from fairtuning.studies import planning
-from fairtuning.studies.sukumaran2024.configuration import MARGIN, RULES, published_digest, seeded
-from fairtuning.studies.zhang2024.configuration import digest as table_digest
+from fairtuning import FairtuningError, plan
+from fairtuning.studies.sukumaran2024.configuration import AGE, HAIR, RULES
 
 NAME = "bench"
 
 
 @dataclass(frozen=True)
-class Run:
-    """One head, fully resolved; its key is a hash of this, of the data's digest and of the method's version."""
+class Run(plan.Run):
+    """One head, fully resolved. ``label``, ``attribute``, ``size``, ``edition``, ``backbone``: of images, "" for a
+    table."""
 
     data: str = "adult"
-    source: str = ""  # of data of your own: the path of its YAML file
-    label: str = ""  # of data sets that offer several; "": the one it has
-    attribute: str = ""  # likewise
-    size: int | str = ""  # of the images; "" for a table
-    edition: str = ""
-    backbone: str = ""
+    source: str = field(default="", compare=False)  # of data of your own: its YAML file, wherever that lies
+    digest: str = field(default="", compare=False)  # likewise: what was found there when the runs were planned
     method: str = "ERM"
     strength: float = 0.0  # of the method: see Method.strength; 0 where it has none
-    learning_rate: float = 0.0  # of Adam; 0: to be selected
     batch_size: int = 512
     epochs: int = 15
-    seed: int = 0  # initialisation
-    order_seed: int = 0  # order of the data
-    evaluate: str = "test"  # validation for the runs of a search: they never read the test set
-    precision: str = "float64"
-    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,23 +71,23 @@ STACKED = ("variance by class", "variance by attribute", "variance by cell", "DP
 #: On tables alone: their frozen inputs are the columns themselves.
 OF_TABLES = ("MLP",)
 HIDDEN = 64
+RANK = 2  # at which P1 splits the head: that of a head of two outputs, which needs as many inputs
 
 SEARCH_SEEDS = 3
 FEWEST_FOR_DFR = 20  # validation rows of each label in each group: half of them choose the penalty, half fit
 
-IMAGES = {"backbone": "vit-tiny", "batch_size": 256, "epochs": 15}
+VIT = {"backbone": "vit-tiny", "batch_size": 256, "epochs": 15}
 PROFILES: dict[str, dict[str, Any]] = {
     "compact": {
         "seeds": 10,
         "seconds": 0.3,  # of one run on one core, before there are records to tell
         "data": {
             "adult": {},
-            "waterbirds": IMAGES | {"size": 112, "edition": "resized-128", "epochs": 30},
-            "celeba": IMAGES
-            | {"size": "80x64", "edition": "resized-64-20000", "label": "Wavy_Hair", "attribute": "Male"},
-            "utkface": IMAGES | {"size": 80, "edition": "resized-112", "label": "age>=median", "attribute": "gender"},
+            "waterbirds": VIT | {"size": 112, "edition": "resized-128", "epochs": 30},
+            "celeba": HAIR | VIT | {"size": "80x64", "edition": "resized-64-20000"},
+            "utkface": AGE | VIT | {"size": 80, "edition": "resized-112"},
             # The pair of 2403.00625, gender and Heavy_Makeup, has seven test images of one kind: too few for any gap.
-            "lfw": IMAGES | {"size": 80, "edition": "resized-80-boolean", "label": "Smiling", "attribute": "gender"},
+            "lfw": VIT | {"size": 80, "edition": "resized-80-boolean", "label": "Smiling", "attribute": "gender"},
         },
     },
     "classroom": {"seeds": 5, "seconds": 0.1, "data": {"census": {"batch_size": 256}}},
@@ -108,37 +95,23 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 
 # ------------------------------------------------------------------------------------------------------------- labels
-@dataclass(frozen=True)
-class Named:
-    """What a label says: a data set, a method, and the rule that selects its strength or that strength itself."""
-
-    data: str
-    method: str
-    rule: str = "R1"
-    strength: float | None = None
-
-
-@cache
-def resolve(label: str) -> Named:
-    """``adult/ERM/R2`` (selected by rule R1 or R2), ``adult/DFR`` (nothing to select), ``adult/DP=0.9`` (given)."""
-    data, _, rest = label.partition("/")
-    method, slash, rule = rest.partition("/")
-    method, equals, strength = method.partition("=")
-    if method not in METHODS:
-        raise FairtuningError(f"unknown method {method!r} in {label!r}; allowed: DATA/METHOD, {', '.join(METHODS)}")
+def given(name: str) -> plan.Fields | None:
+    """``DP=0.9``: a method and its strength, which is then not selected."""
+    method, equals, strength = name.partition("=")
+    if not equals or method not in METHODS:
+        return None
     strengths = METHODS[method].strengths
-    if equals:
-        try:
-            given = float(strength)
-        except ValueError:
-            given = None
-        if slash or given not in strengths:
-            allowed = ", ".join(f"{value:g}" for value in strengths) or "none"
-            raise FairtuningError(f"strength is {strength!r} in {label!r}; allowed: {allowed}, without a rule")
-        return Named(data, method, strength=given)
-    if rule not in (RULES if strengths else ("",)):
-        raise FairtuningError(f"rule is {rule!r} in {label!r}; allowed: {', '.join(RULES if strengths else ['none'])}")
-    return Named(data, method, rule or "R1")
+    if strength not in [f"{value:g}" for value in strengths]:
+        allowed = ", ".join(f"{value:g}" for value in strengths) or "none"
+        raise FairtuningError(f"strength is {strength!r} in {name!r}; allowed: {allowed}")
+    return {"method": method, "given": float(strength)}
+
+
+def check(label: str, asked: plan.Fields) -> None:
+    """A rule selects a strength, where there is one to select."""
+    strengths = METHODS[asked["method"]].strengths
+    if "rule" in asked and ("given" in asked or not strengths):
+        raise FairtuningError(f"rule is {asked['rule']!r} in {label!r}; allowed: none, for nothing is selected")
 
 
 def labels_of(data: str, *, without: Sequence[str] = ()) -> list[str]:
@@ -163,111 +136,33 @@ LABELS: dict[str, list[str]] = {
     for data, settings in profile["data"].items()
 }
 
-
-# --------------------------------------------------------------------------------------------- search and selection
-Lookup = Callable[[Run], Record | None]
-
-
-def best(candidates: Sequence[Run], lookup: Lookup, *, rule: str) -> Run | None:
-    """The candidate that a rule selects, on means over the search's seeds; the first of equals. None if runs miss.
-
-    R1: highest validation accuracy. R2: highest validation worst-group accuracy (label x group) among those within a
-    point of R1's.
-    """
-    accuracy, worst = [], []
-    for candidate in candidates:
-        records = [lookup(seeded(candidate, seed)) for seed in range(SEARCH_SEEDS)]
-        if any(record is None for record in records):
-            return None
-        accuracy.append(sum(record["accuracy"]["validation"] for record in records) / SEARCH_SEEDS)
-        worst.append(sum(record["worst"]["validation"] for record in records) / SEARCH_SEEDS)
-    if rule == "R1":
-        return candidates[accuracy.index(max(accuracy))]
-    near = [index for index, value in enumerate(accuracy) if value >= max(accuracy) - MARGIN - 1e-9]
-    return candidates[max(near, key=lambda index: (worst[index], -index))]
-
-
-def selected(label: str, profile: dict[str, Any], lookup: Lookup) -> tuple[Run, list[list[Run]]]:
-    """The run that ``label`` names with every setting selected, and the searches (lists of candidates) behind it.
-
-    (1) ERM's learning rate, by R1 but for ERM's own row by R2; (2) at that rate the method's strength, by the label's
-    rule. Where a search is unfinished its first candidate stands in.
-    """
-    named = resolve(label)
-    run = Run(data=named.data, evaluate="validation", **profile["data"][named.data])
-    searches: list[list[Run]] = []
-
-    def choose(candidates: list[Run], rule: str) -> Run:
-        searches.append(candidates)
-        return best(candidates, lookup, rule=rule) or candidates[0]
-
-    run = choose(_candidates(run, "ERM"), named.rule if named.method == "ERM" else "R1")
-    if named.method != "ERM":
-        candidates = _candidates(run, named.method)
-        if named.strength is not None:
-            run = candidates[METHODS[named.method].strengths.index(named.strength)]
+# -------------------------------------------------------------------------------------------------------------- choices
+def select(run: Run, asked: plan.Fields, profile: plan.Fields, choose: Callable) -> Run:
+    """(1) ERM's learning rate, by R1 but for ERM's own row; (2) at that rate the method's strength, by the label's."""
+    rule, method = asked.get("rule", "R1"), run.method
+    found = choose(_candidates(replace(run, method="ERM")), rule if method == "ERM" else "R1")
+    if method != "ERM":
+        candidates = _candidates(replace(found, method=method))
+        if "given" in asked:
+            found = candidates[METHODS[method].strengths.index(asked["given"])]
         else:
-            run = choose(candidates, named.rule) if len(candidates) > 1 else candidates[0]
-    return replace(run, evaluate="test"), searches
+            found = choose(candidates, rule)
+    return replace(found, evaluate="test")
 
 
-def _candidates(run: Run, method: str) -> list[Run]:
-    run = replace(run, method=method)
-    if method in ("ERM", "MLP", "reweighting"):
-        return [replace(run, learning_rate=rate) for rate in METHODS[method].strengths]
-    return [replace(run, strength=strength) for strength in METHODS[method].strengths] or [run]
+def _candidates(run: Run) -> list[Run]:
+    setting = "learning_rate" if run.method in ("ERM", "MLP", "reweighting") else "strength"
+    return [replace(run, **{setting: value}) for value in METHODS[run.method].strengths] or [run]
 
 
-def plan(profile_name: str, labels: Iterable[str], seeds: int, lookup: Lookup) -> Generator[list[Run], None, None]:
-    """Phases of runs: each search before what it selects for, then the selected runs.
-
-    Labels of data sets that the profile does not have are left out.
-    """
-    planning.check(PROFILES, profile_name, seeds)
-    profile = PROFILES[profile_name]
-    yield from planned(profile, [label for label in labels if resolve(label).data in profile["data"]], seeds, lookup)
-
-
-def planned(profile: dict[str, Any], labels: list[str], seeds: int, lookup: Lookup) -> Generator[list[Run], None, None]:
-    yield from planning.phases(
-        labels,
-        lambda label: selected(label, profile, lookup),
-        seeded=seeded,
-        search_seeds=SEARCH_SEEDS,
-        seeds=lambda label: seeds,
-    )
-
-
-@cache
-def digest(run: Run) -> str:
-    """SHA-256 that stands for the data of a run, as ``place`` gives it."""
-    if run.source:
-        from fairtuning.datasets import own
-
-        return own.read(run.source).digest
-    if not run.backbone:
-        return table_digest(run.data)
-    if found := published_digest(run.data, run.size, run.edition):
-        return found
-    from fairtuning.studies.bench.work import load
-
-    return load(place(run)).digest
+def judge(record: plan.Record, profile: plan.Fields) -> plan.Fields:
+    return plan.accuracy(record) | {"worst": record["worst"]["validation"]}
 
 
 def place(run: Run) -> Run:
     """What of a run says which inputs, labels and groups it has; the rest at its default."""
-    names = ("data", "source", "label", "attribute", "size", "edition", "backbone")
+    names = ("data", "source", "digest", "label", "attribute", "size", "edition", "backbone")
     return Run(**{name: getattr(run, name) for name in names})
-
-
-def task_of(run: Run) -> str:
-    """What tells the label and attribute of a run from others of the same images; "" where the data has one pair."""
-    return f"{run.label}-{run.attribute}" if run.label else ""
-
-
-@cache
-def key(run: Run) -> str:
-    return key_of(run, digest=digest(place(run)), version=METHODS[run.method].version)
 
 
 def units(runs: Sequence[Run], *, size: int = 40) -> list[list[Run]]:
@@ -281,6 +176,18 @@ def units(runs: Sequence[Run], *, size: int = 40) -> list[list[Run]]:
     return [group[start : start + size] for group in found for start in range(0, len(group), size)]
 
 
-def configuration(record: Record) -> Run:
-    """The run that a record is of."""
-    return Run(**record["configuration"])
+STUDY = plan.Study(
+    name=NAME,
+    run=Run,
+    methods={name: {"method": name} for name in METHODS},
+    named=given,
+    modifiers={rule: {"rule": rule} for rule in RULES},
+    check=check,
+    labels=LABELS,
+    profiles=PROFILES,
+    select=select,
+    judge=judge,
+    search_seeds=lambda seeds: SEARCH_SEEDS,
+    version=lambda run: METHODS[run.method].version,
+)
+selected, resolve, configuration = STUDY.selected, STUDY.resolve, STUDY.restore

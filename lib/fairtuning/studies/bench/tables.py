@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,8 @@ from torch import Tensor
 from fairtuning import statistics, studies
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.metrics import METRICS
-from fairtuning.records import examples_key
+from fairtuning.plan import Study, seeded
+from fairtuning.records import examples_of
 from fairtuning.runs import Record, Store
 from fairtuning.statistics import Effect, Estimate, estimate
 from fairtuning.studies import kamalaruban2025, sukumaran2024
@@ -22,12 +22,9 @@ from fairtuning.studies.bench.configuration import (
     NAME,
     PROFILES,
     SEARCH_SEEDS,
+    STUDY,
     Run,
-    configuration,
     place,
-    seeded,
-    selected,
-    task_of,
 )
 from fairtuning.studies.sukumaran2024.measures import searches
 
@@ -50,52 +47,29 @@ ADAPTERS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-class Lookup:
-    """The records of a store by run. The data itself is not needed: records say which data they were made of."""
-
-    def __init__(self, store: Store):
-        self.store = store
-        self.records = {
-            configuration(record): record
-            for record in store.records.values()
-            if METHODS[record["configuration"]["method"]].version == record["version"]
-        }
-
-    def __call__(self, run: Run) -> Record | None:
-        return self.records.get(run)
-
-    def examples(self, record: Record, split: str) -> Record:
-        run = configuration(record)
-        return self.store.examples[examples_key(record["data"]["digest"], split, task_of(run))]
-
-
 def columns(
     store: Store,
     profile: str,
     *,
     labels: Sequence[str] | None = None,
     seeds: int | None = None,
-    profiles: Mapping[str, Any] = PROFILES,
+    study: Study = STUDY,
 ) -> dict[str, Results]:
     """What ``store`` holds, by data set; the labels of each are those of ``labels`` without the data set's name.
 
     A label counts as present when all its seeds are. MissingRuns where nothing is.
     """
-    settings, lookup = profiles[profile], Lookup(store)
-    seeds = settings["seeds"] if seeds is None else seeds
-    wanted = labels if labels is not None else [label for data in settings["data"] for label in LABELS[data]]
+    names = study.profiles[profile]["data"]
+    wanted = labels if labels is not None else [label for data in names for label in LABELS[data]]
     found: dict[str, dict[str, list[Record]]] = {}
-    for label in wanted:
+    for label, records in study.present(store.records.values(), wanted, profile, seeds=seeds).items():
         data, _, row = label.partition("/")
-        if data not in settings["data"]:
-            continue
-        run, _ = selected(label, settings, lookup)
-        records = [lookup(seeded(run, seed)) for seed in range(seeds)]
-        if all(record is not None for record in records):
-            found.setdefault(data, {})[row] = records
+        found.setdefault(data, {})[row] = records
     if not found:
         raise _missing(profile)
-    return {data: Results(rows, lookup.examples(next(iter(rows.values()))[0], "test")) for data, rows in found.items()}
+    return {
+        data: Results(rows, examples_of(store, next(iter(rows.values()))[0], "test")) for data, rows in found.items()
+    }
 
 
 def _missing(profile: str) -> MissingRuns:
@@ -176,8 +150,7 @@ def adapter_frontier(data: str, profile: str) -> dict[str, dict[float, dict[str,
         plain = [(run, record) for run, record in rates[0] if run.learning_rate == penalties[0][0].learning_rate]
         there = [(run, record) for run, record in [*plain, *penalties] if record is not None]
         for run, record in there if len(there) > 1 else []:
-            examples = store.examples[examples_key(record["data"]["digest"], "validation", task_of(run))]
-            one = Results({"run": [record]}, examples)
+            one = Results({"run": [record]}, examples_of(store, record, "validation"))
             values = {metric: float(one.values("run", metric).mean()) for metric in SHOWN}
             found.setdefault(label, {})[run.penalty] = values
     return found
@@ -208,19 +181,21 @@ def differences(found: Results, rule: str, *, metrics: Sequence[str] = SHOWN) ->
 
 
 # ----------------------------------------------------------------------------------------------------------- frontiers
-def frontier(store: Store, settings: Mapping[str, Any], data: str) -> dict[str, dict[float, dict[str, float]]]:
+def frontier(
+    store: Store, profile: str, data: str, *, study: Study = STUDY
+) -> dict[str, dict[float, dict[str, float]]]:
     """method -> strength -> metric: means over the search's seeds on the validation rows, which chose the settings."""
-    lookup = Lookup(store)
-    wanted = place(Run(data=data, **settings["data"][data]))
-    there = [run for run in lookup.records if run.evaluate == "validation" and place(run) == wanted]
+    by_run = study.by_run(store.records.values())
+    wanted = place(Run(**{"data": data} | study.profiles[profile]["data"][data]))
+    there = [run for run in by_run if run.evaluate == "validation" and place(run) == wanted]
     found: dict[str, dict[float, dict[str, float]]] = {}
     for method in METHODS:
         of = {(run.strength or run.learning_rate, seeded(run, 0)) for run in there if run.method == method}
         for strength, run in sorted(of, key=lambda one: one[0]):
-            records = [lookup(seeded(run, seed)) for seed in range(SEARCH_SEEDS)]
+            records = [by_run.get(seeded(run, seed)) for seed in range(SEARCH_SEEDS)]
             if any(record is None for record in records):
                 continue
-            one = Results({"run": records}, lookup.examples(records[0], "validation"))
+            one = Results({"run": records}, examples_of(store, records[0], "validation"))
             values = {metric: float(one.values("run", metric).mean()) for metric in SHOWN}
             found.setdefault(method, {})[strength] = values
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairtuning import FairtuningError, datasets
-from fairtuning.datasets import GroupedData
+from fairtuning.datasets import DataError, GroupedData
 from fairtuning.factorization import low_rank, neutralise
 from fairtuning.fisher import head_fisher
 from fairtuning.last_layer import retrain_last_layer
@@ -24,9 +24,10 @@ from fairtuning.losses import (
 )
 from fairtuning.metrics import group_counts
 from fairtuning.networks import Parameters, count, head, mlp, mlp_parameters, stack
+from fairtuning.plan import task_of
 from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, environment
-from fairtuning.studies.bench.configuration import HIDDEN, METHODS, Run, place, task_of
+from fairtuning.studies.bench.configuration import HIDDEN, METHODS, RANK, Run, place
 from fairtuning.training import train
 
 CRITERIA = {"DP": "demographic_parity", "EO": "equalized_odds"}
@@ -36,14 +37,23 @@ DFR_STRENGTHS = (1.0, 0.3, 0.1, 0.03)
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-@cache
 def load(run: Run) -> GroupedData:
     """The data of a run (``configuration.place`` of it) with float64 inputs ``[N, d]`` that every method shares:
-    one-hot columns, or features of a frozen backbone; standardised by the training part."""
-    if run.source:
+    one-hot columns, or features of a frozen backbone; standardised by the training part.
+
+    DataError where data of your own is no longer what the runs were planned for.
+    """
+    return _load(run, run.source, run.digest)
+
+
+@cache
+def _load(run: Run, source: str, digest: str) -> GroupedData:
+    if source:
         from fairtuning.datasets import own
 
-        data = own.read(run.source)
+        data = own.read(source)
+        if digest not in ("", data.digest):
+            raise DataError(f"{source}: table, images or YAML changed while the methods were compared; start again")
     elif not run.backbone:
         data = datasets.load(run.data, **({"encoding": "one-hot"} if run.data == "adult" else {}))
     else:
@@ -236,7 +246,7 @@ def _factored(start: Parameters, data: GroupedData) -> Parameters:
     fisher = head_fisher(
         inputs, head(start, inputs), data.label[rows], group=data.group[rows], groups=len(data.group_names)
     )
-    first, second = low_rank(start["W"], 2, rows=neutralise(fisher))
+    first, second = low_rank(start["W"], RANK, rows=neutralise(fisher))
     return {"A": first, "B": second, "b": start["b"]}
 
 

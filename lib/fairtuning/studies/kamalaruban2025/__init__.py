@@ -4,24 +4,23 @@
 records become the quantities that claims are about. The methods themselves are in ``collaboration.parties``.
 """
 
+from fairtuning.plan import seeded
 from fairtuning.studies.kamalaruban2025.configuration import (
     LABELS,
     NAME,
     PROFILES,
+    STUDY,
     Run,
     configuration,
-    key,
     offered,
-    plan,
     resolve,
-    seeded,
     selected,
     units,
 )
-from fairtuning.studies.kamalaruban2025.tables import cell, quantities, results
+from fairtuning.studies.kamalaruban2025.tables import COUNTED, cell, left_out, quantities, results
 from fairtuning.studies.kamalaruban2025.work import work
 
 __all__ = [
-    "LABELS", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "offered", "plan", "quantities", "resolve",
-    "results", "seeded", "selected", "units", "work",
+    "COUNTED", "LABELS", "NAME", "PROFILES", "STUDY", "Run", "cell", "configuration", "left_out", "offered",
+    "quantities", "resolve", "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

@@ -7,9 +7,10 @@ import torch
 
 from fairtuning.analysis import Results
 from fairtuning.collaboration.leakage import ATTACKS, KNOWN
+from fairtuning.plan import seeded
 from fairtuning.runs import Record, Store, pack
 from fairtuning.statistics import Effect
-from fairtuning.studies.kamalaruban2025.configuration import Run, configuration, resolve, seeded, selected
+from fairtuning.studies.kamalaruban2025.configuration import STUDY, Run
 from fairtuning.studies.kamalaruban2025.tables import TaskResults
 
 #: title -> (metric, factor)
@@ -101,14 +102,14 @@ def at_share_of(results: TaskResults, reference: str) -> Results:
 
 def searches(store: Store, profile: str, label: str) -> list[list[tuple[Run, Record | None]]]:
     """The searches behind a label, each a list of candidates with their validation records (None: not run yet)."""
-    recorded = {configuration(record): record for record in store.records.values()}
-    _, found = selected(label, profile, recorded.get)
-    return [[(run, recorded.get(seeded(run, 0))) for run in candidates] for candidates in found]
+    lookup = store.lookup(STUDY)
+    _, found = STUDY.selected(label, profile, lookup)
+    return [[(run, lookup(seeded(run, 0))) for run in candidates] for candidates in found]
 
 
 def by_strength(store: Store, profile: str, label: str) -> dict[float, Record]:
     """Validation records of the strengths that were tried for a label, weakest first; 0 stands for Erm."""
-    if resolve(label).run.strength is not None:
+    if STUDY.resolve(label)["strength"] is not None:
         return {}
     candidates = searches(store, profile, label)[-1:]
     return {run.strength: record for found in candidates for run, record in found if record is not None}
@@ -116,6 +117,5 @@ def by_strength(store: Store, profile: str, label: str) -> dict[float, Record]:
 
 def chosen(store: Store, profile: str, label: str) -> float:
     """The strength that the rule of a label selects."""
-    recorded = {configuration(record): record for record in store.records.values()}
-    run, _ = selected(label, profile, recorded.get)
+    run, _ = STUDY.selected(label, profile, store.lookup(STUDY))
     return run.strength

@@ -9,23 +9,10 @@ from torch import Tensor
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.collaboration.leakage import ATTACKS, true_positive_rate
 from fairtuning.metrics import auroc
-from fairtuning.records import examples_key
+from fairtuning.records import examples_of
 from fairtuning.runs import Record, Store, pack, unpack
 from fairtuning.statistics import Effect, resampled_score_counts
-from fairtuning.studies.kamalaruban2025.configuration import (
-    LABELS,
-    NAME,
-    PROFILES,
-    Run,
-    key_with,
-    offered,
-    resolve,
-    seeded,
-    selected,
-    task_key,
-    task_of,
-)
-from fairtuning.studies.sukumaran2024.configuration import published_digest
+from fairtuning.studies.kamalaruban2025.configuration import LABELS, NAME, PROFILES, STUDY
 
 #: Metrics of scores, from counts ``[..., 2, levels]``.
 OF_SCORES = {"auroc": auroc, "true_positive_rate_at_1%": partial(true_positive_rate, at=0.01)}
@@ -135,38 +122,30 @@ def results(
 ) -> TaskResults:
     """What ``store`` holds for ``labels`` (default: all) on one task of the profile (default: its first).
 
-    A label counts as present when all its seeds are. The data itself is not needed: where no digest of it is published,
-    the records say which they were made of.
+    A label counts as present when all its seeds are. The data itself is not needed.
     """
     task = data or next(iter(PROFILES[profile]["data"]))
-    seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
     wanted = labels if labels is not None else [label for found in LABELS.values() for label in found]
-    recorded = {_place(record["configuration"]): record["data"]["digest"] for record in store.records.values()}
-
-    def lookup(run: Run) -> Record | None:
-        digest = published_digest(run.data, run.size, run.edition) or recorded.get(_place(vars(run)))
-        return store.records.get(key_with(run, digest)) if digest else None
-
-    found: dict[str, list[Record]] = {}
-    for label in dict.fromkeys(wanted):
-        if offered(label, profile) and task_of(label, profile) == task:
-            run, _ = selected(label, profile, lookup)
-            records = [lookup(seeded(run, seed)) for seed in range(seeds)]
-            if all(record is not None for record in records):
-                found[label] = records
+    of_task = [label for label in wanted if STUDY.place_of(label, profile) == task]
+    found = STUDY.present(store.records.values(), of_task, profile, seeds=seeds)
     if not found:
         raise MissingRuns(
             f"missing runs: {NAME} has no records of {task} in profile {profile}; `fairtuning run {NAME}` makes them"
         )
-    record = next(iter(found.values()))[0]
-    key = examples_key(record["data"]["digest"], "test", task_key(Run(**record["configuration"])))
     return TaskResults(
-        found, store.examples[key], task=task, other=lambda task: results(store, profile, seeds=seeds, data=task)
+        found,
+        examples_of(store, next(iter(found.values()))[0], "test"),
+        task=task,
+        other=lambda task: results(store, profile, seeds=seeds, data=task),
     )
 
 
-def _place(configuration: dict) -> tuple:
-    return tuple(configuration[name] for name in ("data", "size", "edition"))
+COUNTED = ()  # items that are counted, and need no runs
+
+
+def left_out(slug: str, profile: str) -> str:
+    """What of a table a profile has no runs for: nothing."""
+    return ""
 
 
 def cell(results: Results, slug: str, row: str, column: str) -> None:
@@ -177,7 +156,7 @@ def cell(results: Results, slug: str, row: str, column: str) -> None:
 # --------------------------------------------------------------------------------------------------------- quantities
 def quantities(results: TaskResults) -> dict[str, Callable[..., Effect]]:
     """The functions that claims/kamalaruban2025.yaml names. Labels there are without their task."""
-    task = next((resolve(label).task for label in results.runs), None)
+    task = next((STUDY.resolve(label).get("place") for label in results.runs), None)
     named = partial(_named, task)
     return {
         "difference": lambda metric, of, minus: results.effect(named(of), metric, minus=named(minus)),
@@ -215,4 +194,4 @@ def _minus(one: Effect, other: Effect) -> Effect:
     return Effect(one.by_seed - other.by_seed, one.resampled - other.resampled)
 
 
-__all__ = ["TaskResults", "cell", "quantities", "results"]
+__all__ = ["COUNTED", "TaskResults", "cell", "left_out", "quantities", "results"]

@@ -27,9 +27,10 @@ from fairtuning.collaboration.parties import (
 from fairtuning.collaboration.transcript import Transcript
 from fairtuning.datasets import images
 from fairtuning.networks import Parameters, head
+from fairtuning.plan import task_of
 from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, RunError, environment, pack
-from fairtuning.studies.kamalaruban2025.configuration import Run, selected, task_key, version_of
+from fairtuning.studies.kamalaruban2025.configuration import STUDY, Run
 from fairtuning.vision import backbones, small
 from fairtuning.vision.network import Network
 
@@ -46,7 +47,7 @@ def work(unit: Sequence[Run]) -> list[Record]:
         lines = [environment(unit[0].device)]
         for run in unit:
             data = load(run)
-            lines += [examples_line(data, split, task_key(run)) for split in ("validation", "test")]
+            lines += [examples_line(data, split, task_of(run)) for split in ("validation", "test")]
             lines.append(_record(run, data))
         return lines
     finally:
@@ -141,7 +142,7 @@ def party(name: str, settings: Mapping[str, Any], transcript: Transcript) -> Dev
     ``settings``: ``profile``; ``run``, a label such as Orth; the fields of Run that a search would select
     (``learning_rate``, ``strength``), and any other. ``turns(plan_of(run))`` has the order and the number of turns.
     """
-    run, _ = selected(settings["run"], settings["profile"], lambda run: None)
+    run, _ = STUDY.selected(settings["run"], settings["profile"], lambda run: None)
     run = replace(run, **{field.name: settings[field.name] for field in fields(Run) if field.name in settings})
     view = {"developer": developer_view, "auditor": auditor_view}[name](load(run), images=run.images)
     kind = {"developer": Developer, "auditor": Auditor}[name]
@@ -174,7 +175,7 @@ def _record(run: Run, data: datasets.GroupedData) -> Record:
     record = make_record(
         run,
         data,
-        version=version_of(run),
+        version=STUDY.version(run),
         scores=scores,
         history=[round(accuracy, 4) for accuracy in developer.curve],
         parameters=sum(developer.model[name].numel() for name in (*frozen.shapes, "W", "b")),

@@ -4,17 +4,16 @@
 records become the paper's cells and the quantities that claims are about.
 """
 
+from fairtuning.plan import seeded
 from fairtuning.studies.sukumaran2024.configuration import (
     LABELS,
     NAME,
     PROFILES,
+    STUDY,
     Run,
     configuration,
-    key,
     offered,
-    plan,
     resolve,
-    seeded,
     selected,
     units,
 )
@@ -25,14 +24,12 @@ from fairtuning.studies.sukumaran2024.tables import (
     METRIC,
     cell,
     left_out,
-    lookup_in,
     quantities,
     results,
 )
 from fairtuning.studies.sukumaran2024.work import work
 
 __all__ = [
-    "BACKBONES", "CELLS", "COUNTED", "LABELS", "METRIC", "NAME", "PROFILES", "Run", "cell", "configuration", "key",
-    "left_out", "lookup_in", "offered", "plan", "quantities", "resolve", "results", "seeded", "selected", "units",
-    "work",
+    "BACKBONES", "CELLS", "COUNTED", "LABELS", "METRIC", "NAME", "PROFILES", "STUDY", "Run", "cell", "configuration",
+    "left_out", "offered", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

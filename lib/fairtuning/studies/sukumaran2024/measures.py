@@ -6,10 +6,11 @@ from functools import partial
 from torch import Tensor
 
 from fairtuning.analysis import Results
+from fairtuning.plan import Fields, best, seeded
 from fairtuning.runs import Record, Store
 from fairtuning.statistics import Effect, resampled_counts
-from fairtuning.studies.sukumaran2024.configuration import PROFILES, RULES, Run, best, judged, seeded, selected
-from fairtuning.studies.sukumaran2024.tables import METRIC, attribute_agreement, lookup_in
+from fairtuning.studies.sukumaran2024.configuration import RULES, STUDY, Run
+from fairtuning.studies.sukumaran2024.tables import METRIC, attribute_agreement
 
 
 def label_of(
@@ -78,8 +79,8 @@ def adjusted_accuracy(counts: Tensor, shares: Tensor) -> Tensor:
 
 def searches(store: Store, profile: str, label: str) -> list[list[tuple[Run, Record | None]]]:
     """The searches behind a label, each a list of candidates with their validation records (None: not run yet)."""
-    lookup = lookup_in(store)
-    _, found = selected(label, profile, lookup)
+    lookup = store.lookup(STUDY)
+    _, found = STUDY.selected(label, profile, lookup)
     return [[(run, lookup(seeded(run, 0))) for run in candidates] for candidates in found]
 
 
@@ -87,16 +88,21 @@ def search_rows(store: Store, profile: str, labels: Sequence[str]) -> list[list[
     """The searches behind ``labels`` as rows of text, each candidate once: for what, setting, value, validation
     accuracy and worst group in percent, at the epoch that the rules judge, and the rules that select it (a rate: R1).
     """
-    keep, rows = PROFILES[profile]["keep"], {}
+    rows = {}
+
+    def judged(record: Record) -> Fields:
+        return STUDY.judge(record, STUDY.profiles[profile])
+
     for label in labels:
         method = "LoRA" if label.split("/")[0].endswith("LoRA") else "FFT"
         for step in searches(store, profile, label):
             of_rate = len({run.learning_rate for run, _ in step}) > 1  # one search for all labels of a method
             rules = RULES[:1] if of_rate else RULES
-            picks = {rule: best([run for run, _ in step], dict(step).get, rule=rule, keep=keep) for rule in rules}
+            there = {seeded(run, 0): record for run, record in step}
+            picks = {rule: best([run for run, _ in step], there.get, judged, rule=rule) for rule in rules}
             for run, record in step:
                 place = (method, "rate", run.learning_rate) if of_rate else (label, "lambda", run.penalty)
-                judgement = judged(record, keep) if record else {}
+                judgement = judged(record) if record else {}
                 scores = [f"{100 * judgement[name]:.2f}" if record else "not run" for name in ("accuracy", "worst")]
                 chosen = ", ".join(rule for rule, pick in picks.items() if pick == run)
                 rows[place] = [*place[:2], f"{place[2]:g}", *scores, chosen]

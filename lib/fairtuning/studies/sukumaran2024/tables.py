@@ -9,24 +9,10 @@ from torch import Tensor
 
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.papers import published_cells
-from fairtuning.records import examples_key
-from fairtuning.runs import Record, Store
+from fairtuning.records import examples_of
+from fairtuning.runs import Store
 from fairtuning.statistics import Effect
-from fairtuning.studies.sukumaran2024.configuration import (
-    LABELS,
-    NAME,
-    PROFILES,
-    RANKS,
-    Run,
-    key_with,
-    label_seeds,
-    offered,
-    published_digest,
-    resolve,
-    seeded,
-    selected,
-    task_of,
-)
+from fairtuning.studies.sukumaran2024.configuration import LABELS, NAME, PROFILES, RANKS, STUDY
 
 #: The paper's column names, the metrics behind them, and the factor to its unit (percent).
 METRIC = {
@@ -67,50 +53,24 @@ def results(
 ) -> Results:
     """What ``store`` holds for ``labels`` (default: all) on one data set of the profile (default: its first).
 
-    A label counts as present when all its seeds are. The data itself is not needed: where no digest of it is published,
-    the records say which they were made of.
+    A label counts as present when all its seeds are. The data itself is not needed.
     """
-    first = next(iter(PROFILES[profile]["data"]))
-    data = data or first
-    seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
+    data = data or next(iter(PROFILES[profile]["data"]))
     wanted = labels if labels is not None else [label for found in LABELS.values() for label in found]
-    lookup = lookup_in(store)
-    found: dict[str, list[Record]] = {}
-    for label in dict.fromkeys(wanted):
-        if offered(label, profile) and (resolve(label).data or first) == data:
-            run, _ = selected(label, profile, lookup)
-            records = [lookup(seeded(run, seed)) for seed in range(label_seeds(label, profile, seeds))]
-            if all(record is not None for record in records):
-                found[label] = records
+    of_data = [label for label in wanted if STUDY.place_of(label, profile) == data]
+    found = STUDY.present(store.records.values(), of_data, profile, seeds=seeds)
     if not found:
         raise MissingRuns(
             f"missing runs: {NAME} has no records in profile {profile}; `fairtuning run {NAME}` makes them"
         )
-    record = next(iter(found.values()))[0]
-    task = task_of(Run(**record["configuration"]))
-    return Results(found, store.examples[examples_key(record["data"]["digest"], "test", task)])
-
-
-def lookup_in(store: Store) -> Callable[[Run], Record | None]:
-    """Run -> its record in ``store``, without the data: where no digest of it is published, the records say which."""
-    recorded = {_place(record["configuration"]): record["data"]["digest"] for record in store.records.values()}
-
-    def lookup(run: Run) -> Record | None:
-        digest = published_digest(run.data, run.size, run.edition) or recorded.get(_place(vars(run)))
-        return store.records.get(key_with(run, digest)) if digest else None
-
-    return lookup
-
-
-def _place(configuration: dict) -> tuple:
-    return tuple(configuration[name] for name in ("data", "size", "edition"))
+    return Results(found, examples_of(store, next(iter(found.values()))[0], "test"))
 
 
 def left_out(slug: str, profile: str) -> str:
     """What of a table or figure a profile has no runs for, in words; "" where it has them all."""
-    absent = [resolve(label) for label in LABELS[slug] if not offered(label, profile)]
-    backbones = dict.fromkeys(BACKBONES[named.backbone] for named in absent if named.backbone)
-    ranks = dict.fromkeys(f"r={named.rank}" for named in absent if named.rank)
+    absent = [STUDY.resolve(label) for label in LABELS[slug] if not STUDY.offered(label, profile)]
+    backbones = dict.fromkeys(BACKBONES[asked["backbone"]] for asked in absent if "backbone" in asked)
+    ranks = dict.fromkeys(f"r={asked['rank']}" for asked in absent if "rank" in asked)
     if not absent:
         return ""
     settings = PROFILES[profile]
@@ -288,5 +248,5 @@ def _table5(results: Results | None, row: str, column: str) -> Ours:
 CELLS["table5"] = _table5
 
 __all__ = [
-    "CELLS", "COUNTED", "METRIC", "Ours", "cell", "left_out", "lookup_in", "quantities", "results", "vit_parameters",
+    "CELLS", "COUNTED", "METRIC", "Ours", "cell", "left_out", "quantities", "results", "vit_parameters",
 ]  # fmt: skip

@@ -27,9 +27,10 @@ from fairtuning.losses import (
 )
 from fairtuning.metrics import group_counts
 from fairtuning.networks import Parameters, count, head
+from fairtuning.plan import task_of
 from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, RunError, environment
-from fairtuning.studies.sukumaran2024.configuration import STARTS, Run, task_of, version_of
+from fairtuning.studies.sukumaran2024.configuration import STARTS, STUDY, Run
 from fairtuning.training import Batch, train
 from fairtuning.vision import adapters, backbones, small
 from fairtuning.vision.network import Network
@@ -82,7 +83,7 @@ def _record(run: Run, data: datasets.GroupedData) -> Record:
     record = make_record(
         run,
         data,
-        version=version_of(run),
+        version=STUDY.version(run),
         scores=found,
         history=[round(epoch.accuracy, 4) for epoch in training.curve],
         parameters=count(parameters),

@@ -4,25 +4,23 @@
 records become the paper's cells and the quantities that claims are about.
 """
 
+from fairtuning.plan import seeded
 from fairtuning.studies.zhang2024.configuration import (
     LABELS,
     NAME,
     PROFILES,
-    SECONDS,
+    STUDY,
     Run,
     configuration,
-    key,
     offered,
-    plan,
     resolve,
-    seeded,
     selected,
     units,
 )
-from fairtuning.studies.zhang2024.tables import CELLS, METRIC, cell, quantities, results
+from fairtuning.studies.zhang2024.tables import CELLS, COUNTED, METRIC, cell, left_out, quantities, results
 from fairtuning.studies.zhang2024.work import work
 
 __all__ = [
-    "CELLS", "LABELS", "METRIC", "NAME", "PROFILES", "SECONDS", "Run", "cell", "configuration", "key", "offered",
-    "plan", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
+    "CELLS", "COUNTED", "LABELS", "METRIC", "NAME", "PROFILES", "STUDY", "Run", "cell", "configuration", "left_out",
+    "offered", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.networks import count, mlp_parameters
 from fairtuning.papers import published_cells
-from fairtuning.records import examples_key
+from fairtuning.records import examples_of
 from fairtuning.runs import Record, Store
 from fairtuning.statistics import Effect
 from fairtuning.studies.zhang2024.attributes import AttributeResults
@@ -21,21 +21,14 @@ from fairtuning.studies.zhang2024.configuration import (
     NAME,
     PENALISED,
     PROFILES,
+    STUDY,
+    Pretraining,
     Run,
     alpha_label,
-    key_with,
-    label_seeds,
-    offered,
-    place_of,
-    published_digest,
-    resolve,
-    seeded,
-    selected,
-    splits,
-    task_of,
 )
 
 PARTS = ("pretraining", "training", "validation", "test")
+COUNTED = ()  # items that are counted, and need no runs
 #: The paper's column names and the metrics behind them.
 METRIC = {"Err": "error", "DP": "demographic_parity_difference", "EO": "equalized_odds_difference_sum"}
 
@@ -69,41 +62,22 @@ def results(
     """
     first = next(iter(PROFILES[profile]["data"]))
     data = data or first
-    seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
     wanted = (
         labels if labels is not None else [label for slug in LABELS if slug != "sensitivity" for label in LABELS[slug]]
     )
-    split_seed = splits(profile, split_seed)[0]
-    recorded = {_place(record["configuration"]): record["data"]["digest"] for record in store.records.values()}
-
-    def lookup(run: Run) -> Record | None:
-        digest = published_digest(run.data, run.size, run.edition, run.split_seed) or recorded.get(_place(vars(run)))
-        return store.records.get(key_with(run, digest)) if digest else None
-
-    found = {}
-    for label in dict.fromkeys(wanted):
-        if (place_of(resolve(label)) or first) != data or not offered(label, profile):
-            continue
-        run, _ = selected(label, profile, lookup, seeds, split_seed)
-        records = [lookup(seeded(run, seed)) for seed in range(label_seeds(label, seeds))]
-        if all(record is not None for record in records):
-            found[label] = records
+    of_data = [label for label in wanted if STUDY.place_of(label, profile) == data]
+    split_seed = STUDY.splits(profile, split_seed)[0]
+    found = STUDY.present(store.records.values(), of_data, profile, seeds=seeds, split_seed=split_seed)
     if not found:
         raise MissingRuns(
             f"missing runs: {NAME} has no records in profile {profile}; `fairtuning run {NAME}` makes them"
         )
     record = next(iter(found.values()))[0]
-    digest, task = record["data"]["digest"], task_of(Run(**record["configuration"]))
-    split_seed = record["configuration"].get("split_seed", 0)  # 0 where the data has an official one
-    parts = {part: store.examples.get(examples_key(digest, part, task, split_seed=split_seed)) for part in PARTS}
-    part = record["configuration"]["evaluate"]
-    if record["configuration"].get("label") == "all":
-        return AttributeResults(found, parts[part])
-    return Results(found, parts[part], sizes={name: line["label"]["n"] for name, line in parts.items() if line})
-
-
-def _place(configuration: dict) -> tuple:
-    return tuple(configuration.get(name, "") for name in ("data", "size", "edition"))
+    parts = {part: examples_of(store, record, part) for part in PARTS}
+    examples = parts[record["configuration"]["evaluate"]]
+    if data == "40 attributes":
+        return AttributeResults(found, examples)
+    return Results(found, examples, sizes={name: line["label"]["n"] for name, line in parts.items() if line})
 
 
 # -------------------------------------------------------------------------------------------------------------- cells
@@ -159,10 +133,10 @@ def _parameters(results: Results, row: str, column: str) -> Ours:
 
 def trainable(what: str) -> int:
     """Numbers that are trained: of the whole network, the ordinary head, the factored head (Adult, r = 2)."""
-    network = mlp_parameters((13, *resolve("pre-trained").pretraining.hidden, 2), seed=0)
+    network = mlp_parameters((13, *Pretraining.hidden, 2), seed=0)
     head = count({name: network[name] for name in ("W", "b")})
     d, k = network["W"].shape
-    rank = resolve("OURS").rank
+    rank = Run.rank
     return {"network": count(network), "head": head, "factored head": rank * (d + k) + k}[what]
 
 
@@ -200,6 +174,11 @@ def printed(metric: str, label: str, *, place: str = "Figure 4") -> float | None
     cells = published_cells(NAME, slug)
     found = [c["mean"] for c in cells if (c["row"], c["column"], c["data"]) == (row, column, data)]
     return found[0] if found else None
+
+
+def left_out(slug: str, profile: str) -> str:
+    """What of a table a profile has no runs for: nothing."""
+    return ""
 
 
 # --------------------------------------------------------------------------------------------------------- quantities
@@ -258,4 +237,4 @@ def disagreement(results: Results, of: str, and_: str) -> Effect:
     return Effect(by_seed=differ.mean(1), resampled=None)
 
 
-__all__ = ["CELLS", "METRIC", "Ours", "PENALISED", "cell", "quantities", "results", "trainable"]
+__all__ = ["CELLS", "COUNTED", "METRIC", "Ours", "PENALISED", "cell", "left_out", "quantities", "results", "trainable"]

@@ -13,10 +13,11 @@ from fairtuning.fisher import head_fisher
 from fairtuning.losses import PENALTIES, cross_entropy
 from fairtuning.metrics import demographic_parity_difference, equalized_odds_difference_sum, group_counts
 from fairtuning.networks import Parameters, count, features, head, mlp, mlp_parameters, stack
+from fairtuning.plan import task_of
 from fairtuning.records import examples_line, make_record
 from fairtuning.runs import Record, environment
 from fairtuning.studies.zhang2024 import attributes
-from fairtuning.studies.zhang2024.configuration import VERSIONS, Pretraining, Run, task_of, where
+from fairtuning.studies.zhang2024.configuration import VERSIONS, Pretraining, Run, where
 from fairtuning.training import Batch, train, train_to_convergence
 from fairtuning.vision import features as frozen_features
 
