@@ -184,6 +184,50 @@ def test_files_that_are_no_tables(tmp_path):
         assert any(words in line for line in lines(path)), content
 
 
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        # of R's write.table: the names of the rows have no name; the label would have been the column before it
+        (b"age,town,sex,paid\n1,30,a,f,yes\n2,31,b,m,no\n", "4 columns, line 2 has 5 fields, and so on in 2 rows"),
+        (b"age,town,sex,paid\n30,a,f,yes\n31,b,m,no,late\n", "header names 4 columns, line 3 has 5 fields; give"),
+        (b"age,town,sex,paid\n30,a,f,yes\n31,m,no\n", "header names 4 columns, line 3 has 3 fields; give"),
+        (b'age,town,sex,paid\n30,"a\nb",f,yes\n31,"a, b",m,no,x\n', "line 4 has 5 fields"),
+    ],
+)  # fmt: skip
+def test_rows_of_another_width_than_the_header_are_refused(tmp_path, content, words):
+    path = write(tmp_path, rows_of())
+    (tmp_path / "d.csv").write_bytes(content)
+    (said,) = [line for line in lines(path) if "is no table" in line]
+    assert words in said
+
+
+def test_blank_lines_and_quoted_commas_are_no_other_width(tmp_path):
+    path = write(tmp_path, rows_of())
+    before = own.read(path)
+    text = (tmp_path / "d.csv").read_text()
+    (tmp_path / "d.csv").write_text(text.replace("\n", "\n\n", 3) + "\n\n")
+    assert own.read(path).digest == before.digest
+
+
+def test_the_digest_is_that_of_what_decides_a_result(tmp_path):
+    """Not of names, places, comments or keys that decide nothing."""
+    path = write(tmp_path, rows_of())
+    data, text = own.read(path), path.read_text()
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (tmp_path / "d.csv").rename(other / "people.csv")
+    (other / "mine.yaml").write_text("# of our own\n" + text.replace("d.csv", "people.csv"))
+    moved = own.read(other / "mine.yaml")
+    assert moved.digest == data.digest and moved.edition == data.edition == data.digest[:12]
+    column = next(name for name in data.feature_names if "=" not in name)
+    (other / "mine.yaml").write_text(text.replace("d.csv", "people.csv") + f"ignore: [{column}]\n")
+    assert own.read(other / "mine.yaml").digest != data.digest
+    people = (other / "people.csv").read_text().splitlines()
+    (other / "mine.yaml").write_text(text.replace("d.csv", "people.csv"))
+    (other / "people.csv").write_text("\n".join([people[0], *people[:0:-1], ""]))  # the rows in another order
+    assert own.read(other / "mine.yaml").digest != data.digest
+
+
 def test_a_split_that_cannot_be_used(tmp_path):
     text = "table: d.csv\nlabel: paid\ngroup: sex\nsplit: part\n"
     rows = [row | {"part": "dev" if i == 0 else "training"} for i, row in enumerate(rows_of())]

@@ -98,11 +98,11 @@ def read(path: str | Path) -> GroupedData:
         raise Problems(problems)
     inputs, names = (pixels, []) if told.images else _encode(columns, split == 0, notes)
     notes += _small(cells[split == 2], label_names, group_names)
-    digest = hashlib.sha256(Path(path).read_bytes() + content + repr(seen).encode())
+    digest = _digest(seen if told.images else columns, (label, group, split), (label_names, group_names))
     return GroupedData(
         name="own",
-        edition=told.file.name,
-        digest=digest.hexdigest(),
+        edition=digest[:12],
+        digest=digest,
         inputs=torch.from_numpy(inputs),
         label=torch.from_numpy(label),
         group=torch.from_numpy(group),
@@ -113,6 +113,20 @@ def read(path: str | Path) -> GroupedData:
         feature_names=tuple(names),
         notes=tuple(notes),
     )
+
+
+def _digest(inputs: dict | list, numbers: Sequence[np.ndarray], names: Sequence[Sequence[str]]) -> str:
+    """SHA-256 of what decides a result, inputs, label, group and split, wherever it lies and however it was said."""
+    found = hashlib.sha256(repr(names).encode())
+    for values in numbers:
+        found.update(values.astype(np.int64).tobytes())
+    if isinstance(inputs, list):  # of images: the SHA-256 of each file
+        found.update(repr(inputs).encode())
+        return found.hexdigest()
+    for name, (kind, values) in inputs.items():
+        found.update(f"{name!r} {kind}".encode())
+        found.update(values.tobytes() if kind == "number" else repr(values.tolist()).encode())
+    return found.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------- description
@@ -195,6 +209,7 @@ def _table(told: Description, content: bytes) -> Any:
             raise ValueError("its first line names fewer than two columns; commas must separate them")
         if twice := sorted({column for column in header if header.count(column) > 1}):
             raise ValueError(f"two columns are called {_show(twice[0])}")
+        _check_widths(text, header)
         table = pd.read_csv(
             io.StringIO(text), dtype=str, keep_default_na=False, na_values=list(MISSING), skipinitialspace=True,
             index_col=False, on_bad_lines="error",
@@ -208,6 +223,23 @@ def _table(told: Description, content: bytes) -> Any:
     if not len(table):
         say(f"{name} has no rows")
     return table
+
+
+def _check_widths(text: str, header: Sequence[str]) -> None:
+    """ValueError where a row has another number of fields than the header: which column each is of cannot be told, and
+    pandas would cut the last field off (R's ``write.table`` leaves the first column without a name) or make one up."""
+    rows = csv.reader(io.StringIO(text), skipinitialspace=True)
+    wrong, first = 0, None
+    for row in rows:
+        if row not in ([], [""]) and len(row) != len(header):
+            wrong += 1
+            first = first or (rows.line_num, len(row))
+    if first:
+        raise ValueError(
+            f"its header names {len(header)} columns, line {first[0]} has {first[1]} fields"
+            + (f", and so on in {wrong} rows" if wrong > 1 else "")
+            + "; give every column a name, and every row all its fields"
+        )
 
 
 def _values(
