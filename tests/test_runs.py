@@ -199,6 +199,30 @@ def test_a_second_line_of_one_key_and_other_content_is_refused(tmp_path, kind):
     assert Store(store.path).path == store.path
 
 
+def test_one_digest_for_one_data_set_size_edition_and_split(tmp_path):
+    """Records are looked up by what they say: two versions of the files of one name would be taken for each other."""
+
+    def line(key, digest, **configuration):
+        of = {"data": "birds", "size": 112, "edition": "mine", "seed": key} | configuration
+        return {"kind": "record", "key": str(key), "configuration": of, "data": {"digest": digest}}
+
+    store = Store(tmp_path / "toy.jsonl")
+    with store.writing():
+        store.append(line(1, "a" * 64))
+        store.append(line(2, "a" * 64))
+        store.append(line(3, "b" * 64, size=224))
+        store.append(line(4, "b" * 64, split_seed=3))
+        store.append(line(5, "b" * 64, source="mine.yaml"))  # of your own: its digest tells it apart
+        before = written(store)
+        with pytest.raises(RunError, match="birds 112 mine has the digest bbbbbbbbbbbb, and aaaaaaaaaaaa in other"):
+            store.append(line(6, "b" * 64))
+    assert written(store) == before and list(store.records) == list("12345") == list(Store(store.path).records)
+    with open(store.path, "ab") as file:
+        file.write(json.dumps(line(6, "b" * 64)).encode() + b"\n")
+    with pytest.raises(RunError, match="toy.jsonl, line 6: birds 112 mine has the digest"):
+        Store(store.path)
+
+
 @FAST
 @given(st.data())
 def test_a_torn_last_line_is_dropped_then_made_again(tmp_path_factory, data):

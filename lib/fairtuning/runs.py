@@ -155,6 +155,7 @@ class Store:
         self.records: dict[str, Record] = {}
         self.examples: dict[str, Record] = {}
         self.environments: dict[str, Record] = {}
+        self._digests: dict[tuple, str] = {}  # of each data set, size, edition and split
         self._writable = False
         self.reload()
 
@@ -234,7 +235,25 @@ class Store:
                 f"{where}: a second {entry['kind']} line of key {entry['key']} with other content; "
                 "a key stands for one content: restore the file from git, or write to another folder"
             )
+        if there is entry and entry["kind"] == "record":
+            self._one_digest(entry, where=where)
         return there is entry
+
+    def _one_digest(self, record: Record, *, where: str) -> None:
+        """RunError where a record is of other data than one of the same data set, size, edition and split: a record is
+        looked up by what it says, which must mean one thing. Data of your own is told apart by its digest."""
+        of, digest = record.get("configuration", {}), record.get("data", {}).get("digest")
+        if of.get("source") or digest is None:
+            return
+        place = (*(of.get(name, "") for name in ("data", "size", "edition")), of.get("split_seed", 0))
+        there = self._digests.setdefault(place, digest)
+        if there != digest:
+            del self.records[record["key"]]
+            raise RunError(
+                f"{where}: {' '.join(str(word) for word in place[:3] if word)} has the digest {digest[:12]}, and "
+                f"{there[:12]} in other records of this store; keep records of changed files in another folder "
+                "(FAIRTUNING_RESULTS)"
+            )
 
 
 def _content(entry: Record) -> Record:
