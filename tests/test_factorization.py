@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fairtuning import factorization as module
-from fairtuning.factorization import VARIANTS, FactoredHead, low_rank, low_rank_elementwise, neutralise
+from fairtuning.factorization import VARIANTS, FactoredHead, low_rank, neutralise
 from fairtuning.fisher import head_fisher
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -232,72 +232,6 @@ def test_opposite_columns_leave_the_weighting_nothing_to_choose(d, seed):
             same(ours, theirs, 1e-9)
 
 
-# Identity 4: one weight per entry
-
-
-@FEW
-@given(SHAPES, st.integers(1, 7), st.integers(0, 2**16))
-def test_alternating_least_squares_with_equal_weights_in_each_row_is_the_closed_form(shape, rank, seed):
-    W, rows, _ = problem(shape, seed)
-    assume(rank <= min(shape) and separated(rows[:, None] * W, rank))
-    A, B, history = low_rank_elementwise(W, (rows**2)[:, None].expand(*shape), rank)
-    closed = low_rank(W, rank, rows=rows)
-    best = error(W, *closed, rows) ** 2
-    torch.testing.assert_close(history[-1], best, rtol=1e-6, atol=1e-9 * (rows[:, None] * W).square().sum().item())
-    same(A @ B, closed[0] @ closed[1], 1e-4)
-
-
-def test_alternating_least_squares_reaches_the_closed_form_from_random_starts(monkeypatch):
-    W, rows, _ = problem((12, 7))
-    rows = rows.sqrt()
-    best = error(W, *low_rank(W, 2, rows=rows), rows) ** 2
-    wrong = low_rank(W, 2, rows=rows.flip(0))
-    monkeypatch.setattr(module, "low_rank", lambda *args, **kwargs: wrong)  # takes the good start away
-    *_, history = low_rank_elementwise(
-        W, (rows**2)[:, None].expand(12, 7), 2, starts=4, sweeps=5000, tolerance=1e-12, generator=torch.Generator()
-    )
-    torch.testing.assert_close(history[-1], best, rtol=1e-6, atol=0)
-
-
-@FEW
-@given(SHAPES, st.integers(1, 7), st.integers(0, 2**16), st.integers(1, 3))
-def test_alternating_least_squares_never_rises_and_ends_below_the_row_wise_solution(shape, rank, seed, starts):
-    W, rows, _ = problem(shape, seed)
-    assume(rank <= min(shape))
-    M = rows[:, None] * torch.rand(*shape, dtype=W.dtype)
-    M[torch.rand(shape) < 0.3] = 0
-    generator = torch.Generator().manual_seed(seed)
-    A, B, history = low_rank_elementwise(W, M, rank, starts=starts, generator=generator)
-    slack = 1e-12 * (M * W**2).sum()
-    assert A.shape == (shape[0], rank) and B.shape == (rank, shape[1])
-    assert (history.diff() <= slack).all()
-    torch.testing.assert_close((M * (W - A @ B) ** 2).sum(), history[-1], rtol=1e-6, atol=slack.item())
-    row_wise = low_rank(W, rank, rows=M.sum(1).sqrt())
-    assert history[-1] <= (M * (W - row_wise[0] @ row_wise[1]) ** 2).sum() * (1 + 1e-9) + slack
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_more_starts_are_never_worse_and_repeat(device):
-    W, _, _ = problem((9, 6), device=device)
-    M = torch.rand(9, 6, dtype=W.dtype, device=device) ** 4
-    runs = [low_rank_elementwise(W, M, 2, starts=n, generator=torch.Generator().manual_seed(1)) for n in (1, 5, 5)]
-    assert runs[1][2][-1] <= runs[0][2][-1]
-    assert torch.equal(runs[1][0], runs[2][0])
-    plain = low_rank(W, 2)
-    assert runs[0][2][-1] < (M * (W - plain[0] @ plain[1]) ** 2).sum()
-
-
-def test_rows_and_columns_without_weight_stay_as_they_start():
-    W, _, _ = problem((5, 4))
-    M = torch.ones_like(W)
-    M[1], M[:, 2] = 0, 0
-    A, B, _ = low_rank_elementwise(W, M, 2)
-    assert A.isfinite().all() and B.isfinite().all()
-    assert A[1].abs().max() > 0.01 and B[:, 2].abs().max() > 0.01
-    nothing, _, history = low_rank_elementwise(W, torch.zeros_like(W), 2)
-    assert nothing.isfinite().all() and history[-1] == 0
-    zero, _, _ = low_rank_elementwise(torch.zeros_like(W), M, 2)
-    assert zero.abs().max() == 0
 
 
 # Neutralising
@@ -392,8 +326,6 @@ def test_factored_head_is_the_head(device):
         (lambda W: low_rank(W, 1, rows=-W[:, 0].abs()), "rows span -.*; permitted: finite and not negative"),
         (lambda W: low_rank(W, 1, rows=W[:, 0] * torch.nan), "rows span nan..nan"),
         (lambda W: low_rank(W, 1, columns=W[0] * 0), "columns span .*; permitted: finite and positive"),
-        (lambda W: low_rank_elementwise(W, W[:2].abs(), 1), r"weights are \(2, 3\); permitted: \(4, 3\)"),
-        (lambda W: low_rank_elementwise(W, W.abs(), 1, starts=0), "starts is 0; permitted: 1 or more"),
         (lambda W: neutralise(W[None].square(), variant="mean"), "variant is 'mean'; permitted: neutralised, "),
         (lambda W: neutralise(W.square().expand(2, 4, 3), alpha=1.2), r"alpha is 1.2.*permitted for 2 groups: 0 to 1"),
         (lambda W: neutralise(W.square().expand(3, 4, 3), alpha=0.5), "permitted for 3 groups: None or 1/3"),

@@ -120,60 +120,6 @@ def low_rank(
     return A * sign.mT, B * sign
 
 
-def low_rank_elementwise(
-    W: Tensor,
-    weights: Tensor,
-    rank: int,
-    *,
-    starts: int = 1,
-    sweeps: int = 200,
-    tolerance: float = 1e-7,
-    ridge: float = 1e-8,
-    generator: Generator | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A [d, rank], B [rank, k] that lower Σ_ij M_ij (W - A B)_ij², one weight M_ij >= 0 per entry (our extension).
-
-    Alternating weighted least squares from the row-wise solution, then from `starts` - 1 random ones; the best is
-    kept (the problem is not convex). Stops after `sweeps`, or when one lowers the objective by less than `tolerance`
-    of it. Returns A, B and the best start's objective at its start and after each sweep, which never rises: `ridge`
-    (relative) holds each solution to the one before instead of to zero, so that a row or column without weight stays.
-    A and B come in the form of `low_rank`. Raises ValueError for weights of another shape, negative or not finite.
-    """
-    if weights.shape != W.shape or not ((weights >= 0) & weights.isfinite()).all():
-        raise ValueError(f"weights are {tuple(weights.shape)}; permitted: {tuple(W.shape)}, finite, not negative")
-    if starts < 1:
-        raise ValueError(f"starts is {starts}; permitted: 1 or more")
-    scale = weights.mean().clamp_min(torch.finfo(W.dtype).tiny)
-    M, rows = weights / scale, weights.sum(-1).sqrt()
-    best = None
-    for start in range(starts):
-        A, B = low_rank(W, rank, rows=rows)
-        if start > 0:
-            A, B = torch.zeros_like(A), torch.randn(B.shape, generator=generator, dtype=W.dtype).to(W.device)
-        history = [_objective(W, M, A, B)]
-        for _ in range(sweeps):
-            A = _least_squares(W, M, A, B, ridge)
-            B = _least_squares(W.mT, M.mT, B.mT, A.mT, ridge).mT
-            history.append(_objective(W, M, A, B))
-            if history[-2] - history[-1] <= tolerance * history[-2]:
-                break
-        if best is None or history[-1] < best[-1][-1]:
-            best = A @ B, history
-    return *low_rank(best[0], rank, rows=rows), scale * torch.stack(best[1])
-
-
-def _objective(W: Tensor, M: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    return (M * (W - A @ B).square()).sum()
-
-
-def _least_squares(W: Tensor, M: Tensor, A: Tensor, B: Tensor, ridge: float) -> Tensor:
-    """Each row a_i of A anew: (B D_i B^T + ε) a = B D_i w_i + ε a_i, with D_i = diag(M_i)."""
-    r, k = B.shape
-    gram = (M @ (B.unsqueeze(0) * B.unsqueeze(1)).view(r * r, k).mT).view(-1, r, r)
-    epsilon = (ridge * B.square().sum(-1).mean()).clamp_min(torch.finfo(B.dtype).tiny)
-    return torch.linalg.solve(gram + epsilon * torch.eye(r).to(B), (M * W) @ B.mT + epsilon * A)
-
-
 class FactoredHead(nn.Module):
     """A head of two layers, X A B + b: r (d + k) + k parameters instead of d k + k (Zhang & Zhou 2024, Fig. 2).
 

@@ -245,7 +245,7 @@ def coverage(*, profile: str | None = None) -> list[dict[str, Any]]:
     if profile and profile not in known:
         raise FairtuningError(f"profile is {profile!r}; allowed: {', '.join(sorted(known))}")
     rows = []
-    for study in studies.PAPERS:
+    for study in studies.STUDIES:
         scales = [profile] if profile or study not in studies.STUDIES else profiles(study)
         for entry in papers.load_published(study)["items"]:
             for data in entry["data"] or [None]:
@@ -268,8 +268,6 @@ def coverage(*, profile: str | None = None) -> list[dict[str, Any]]:
 def _state(study: str, entry: dict[str, Any], data: str | None, profile: str) -> tuple[str, str]:
     if "not_testable" in entry:
         return "not testable here", entry["not_testable"]
-    if study not in studies.STUDIES:
-        return "not yet", "this paper's study is not built yet"
     if data is None and not entry["cells"]:
         return "reproduced", "a diagram of our own"
     module = studies.study(study)

@@ -21,13 +21,14 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from fairtuning import FairtuningError
 from fairtuning.paths import ROOT, results_folder
 from fairtuning.plan import Record, Study
+from fairtuning.studies import Runnable
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "fairtuning")
 
@@ -373,20 +374,8 @@ class _Lookup:
 
 
 # ------------------------------------------------------------------------------------------------------------ studies
-class Experiments(Protocol):
-    """What the store and the command line ask of a study; its package has it, and no more is asked of it."""
-
-    STUDY: Study
-
-    def units(self, runs: Sequence[Any]) -> list[list[Any]]:
-        """Lists of runs that train together."""
-
-    def work(self, unit: Sequence[Any]) -> list[Record]:
-        """The records (and the lines they refer to) of a unit; called in a worker."""
-
-
 def ensure(
-    study: Experiments,
+    study: Runnable,
     labels: Sequence[str],
     *,
     profile: str = "paper",
