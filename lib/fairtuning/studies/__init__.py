@@ -1,4 +1,4 @@
-"""Studies: one per paper. Each says which runs its tables need and what one run does; ``Module`` is what it must have."""
+"""Studies, one per paper: which runs its tables need and what one run does. ``Module`` is what each must have."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
