@@ -12,6 +12,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, ImageOps
 
 from fairtuning import datasets, paths
-from fairtuning.datasets import DataError, aircraft, archives, celeba, files, images, utkface, waterbirds
+from fairtuning.datasets import DataError, aircraft, celeba, files, images, utkface, waterbirds
 
 MIRROR = os.environ.get("FAIRTUNING_MIRROR", "")
 PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
@@ -433,10 +434,10 @@ def test_a_member_too_large_and_an_image_too_large(mirror, few, monkeypatch):
     for pixels, text in ((100_000, "too many pixels"), (50_000, "cannot be decoded")):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
         refused(lambda: datasets.load("waterbirds", size=16), "001.Bird/b.png", text)
-    monkeypatch.setattr(archives, "LARGEST_MEMBER", 100)
+    monkeypatch.setattr(files, "LARGEST_MEMBER", 100)
     refused(lambda: datasets.load("waterbirds", size=16), "Bird_0000", "allowed: 100 bytes")
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
-    monkeypatch.setattr(archives, "LARGEST_MEMBER", 10**6)
+    monkeypatch.setattr(files, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(files, "LARGEST_MEMBER", 10**6)
     refused(lambda: datasets.load("waterbirds", size=16), "number 4", "3 members")
 
 
@@ -464,19 +465,19 @@ def test_an_unknown_file_until_it_is_accepted(mirror, few):
     words = ["no known edition", "resized-128", "--accept"]
     refused(lambda: datasets.fetch("waterbirds"), *words)
     assert not (paths.data_folder() / "waterbirds").exists()
-    refused(lambda: archives.accept(waterbirds.ORIGIN, "mine"), "is not in")
+    refused(lambda: files.accept(waterbirds.ORIGIN, "mine"), "is not in")
     (paths.data_folder() / "waterbirds").mkdir(parents=True)
     path = paths.data_folder() / "waterbirds" / "waterbirds_v1.0.tar.gz"
     path.write_bytes((folder / path.name).read_bytes())
     refused(lambda: datasets.verify("waterbirds"), *words)
-    refused(lambda: archives.accept(waterbirds.ORIGIN, "../x"), "'../x'")
-    assert [archive.edition for archive in archives.accept(waterbirds.ORIGIN, "mine-16")] == ["mine-16"]
+    refused(lambda: files.accept(waterbirds.ORIGIN, "../x"), "'../x'")
+    assert [archive.edition for archive in files.accept(waterbirds.ORIGIN, "mine-16")] == ["mine-16"]
     assert datasets.load("waterbirds", size=16).edition == "mine-16 at 16x16"
     assert "edition mine-16" in datasets.verify("waterbirds")[0]
     path.write_bytes(path.read_bytes() + b"\0")
     refused(lambda: datasets.load("waterbirds", size=16), *words)
     path.write_bytes(PAGE)
-    refused(lambda: archives.accept(waterbirds.ORIGIN, "mine-16"), "HTML page")
+    refused(lambda: files.accept(waterbirds.ORIGIN, "mine-16"), "HTML page")
 
 
 def test_the_mirror_is_not_needed_afterwards(mirror, few, monkeypatch):
@@ -505,7 +506,7 @@ def test_two_packed_editions_without_their_archives(mirror, few):
         datasets.load("waterbirds", size=16)
         (paths.data_folder() / "waterbirds" / "waterbirds_v1.0.tar.gz").unlink()
         if edition == "one":  # another folder's archive takes its place; the mirror has the other one
-            here = archives.find(waterbirds.ORIGIN)
+            here = files.find(waterbirds.ORIGIN)
             assert here[0].edition == "one"
             here[0].path.unlink()
             packed = paths.data_folder() / "waterbirds" / "packed"
@@ -818,6 +819,7 @@ def server(folders, monkeypatch):
     thread = threading.Thread(target=here.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the pause between attempts
     monkeypatch.setitem(
         datasets.source("geode").call("ORIGIN").address, "geode.zip", f"http://127.0.0.1:{here.server_port}/geode.zip"
     )
@@ -838,7 +840,13 @@ def test_a_download_goes_on_where_it_broke_off(server):
     assert starts[0] == 0 < starts[1] < starts[2]
     assert datasets.load("geode", size=16).edition == "official at 16x16"
     datasets.fetch("geode")
-    assert len(server["asked"]) == 3
+    assert len(server["asked"]) == len(starts)
+
+
+def test_two_that_fetch_at_once_fetch_once(server):
+    with ThreadPoolExecutor(2) as pool:
+        found = [job.result() for job in [pool.submit(datasets.fetch, "geode") for _ in range(2)]]
+    assert found[0] == found[1] and found[0][0].read_bytes() == server["content"] and len(server["asked"]) == 1
 
 
 def test_a_server_without_ranges(server):
@@ -882,7 +890,7 @@ def test_scripts(mirror, few, monkeypatch, capsys, name):
         return status.value.code, *capsys.readouterr()
 
     with monkeypatch.context() as patched:  # "--verify" fetches nothing
-        patched.setattr(archives, "_download", None)
+        patched.setattr(files, "_download", None)
         code, out, error = run("--verify")
     assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and name in error
     found, texts = faces()
@@ -915,7 +923,7 @@ def real_members(origin, most=8):
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     names, texts, contents, first = [], {}, [], []
-    for name, content in archives.members(path):
+    for name, content in files.members(path):
         if name.endswith(".jpg"):
             names.append(PurePosixPath(name))
             contents.append(hashlib.sha256(content()).digest() if origin.name == "utkface" else None)
@@ -923,7 +931,7 @@ def real_members(origin, most=8):
                 first.append(images.decode(content(), (64, 48)))
         else:
             texts[PurePosixPath(name).name] = content().decode()
-    return archives.identify(origin, path).edition, names, texts, contents, first
+    return files.identify(origin, path).edition, names, texts, contents, first
 
 
 @real

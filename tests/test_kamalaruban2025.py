@@ -20,7 +20,7 @@ from fairtuning.collaboration import exchange, leakage, parties
 from fairtuning.collaboration.parties import METHODS as PARTY_METHODS
 from fairtuning.collaboration.parties import RAISED, SENSITIVE, turns
 from fairtuning.collaboration.transcript import Transcript, compare, verify
-from fairtuning.datasets import archives, celeba
+from fairtuning.datasets import celeba, files
 from fairtuning.runs import Store, pack, unpack
 from fairtuning.studies import kamalaruban2025
 from fairtuning.studies.kamalaruban2025 import measures, tables
@@ -424,7 +424,7 @@ def test_the_profile_paper_end_to_end(paper, folders, monkeypatch):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_without_records_no_data_is_needed(folders, monkeypatch, profile):
-    monkeypatch.setattr(archives, "find", None)
+    monkeypatch.setattr(files, "find", None)
     forget()
     assert {verdict.verdict for verdict in report.verdicts("kamalaruban2025", profile=profile)} == {"not yet"}
     rows = [row for row in report.coverage(profile=profile) if row["paper"] == "kamalaruban2025"]

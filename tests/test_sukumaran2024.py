@@ -553,7 +553,7 @@ def states(profile):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_without_records_no_data_is_needed(folders, monkeypatch, profile):
-    monkeypatch.setattr("fairtuning.datasets.archives.find", None)
+    monkeypatch.setattr("fairtuning.datasets.files.find", None)
     forget()
     state = states(profile)
     assert state["Table 2"][1].startswith("no records of LoRA, FairLoRA, FFT")

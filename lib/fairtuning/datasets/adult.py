@@ -10,6 +10,7 @@ variant.
 
 import csv
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,11 @@ ENCODINGS = ("integer", "one-hot")
 
 
 def fetch() -> list[Path]:
-    return files.fetch("adult", FILES, address=ADDRESS)
+    paths = [data_folder() / "adult" / file for file in FILES]
+    for path, expected in zip(paths, FILES.values(), strict=True):
+        if not (path.is_file() and files.sha256(path) == expected):
+            files.fetch(path, partial(files.check, expected=expected), address=f"{ADDRESS}/{path.name}")
+    return paths
 
 
 def verify() -> list[str]:

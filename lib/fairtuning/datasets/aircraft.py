@@ -11,14 +11,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
+from fairtuning.datasets import DataError, GroupedData, check_choice, files, images
 
 LEVELS = ("variant", "family", "manufacturer")
 SPLITS = ("training", "validation", "test")
 PARTS = ("train", "val", "test")  # as the lists call them
 TEXTS = tuple(f"images_{level}_{part}.txt" for level in LEVELS for part in PARTS)
 
-ORIGIN = archives.Origin(
+ORIGIN = files.Origin(
     name="aircraft",
     sets=(("fgvc-aircraft-2013b.tar.gz",),),
     known={"fgvc-aircraft-2013b.tar.gz": {"d4acdd33327262359767eeaa97a4f732": "official"}},
@@ -90,7 +90,7 @@ def read(
 
 
 def fetch() -> list[Path]:
-    return [archive.path for archive in archives.find(ORIGIN)]
+    return [archive.path for archive in files.find(ORIGIN)]
 
 
 def verify() -> list[str]:

@@ -11,20 +11,20 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.resources import files as resources
+from importlib import resources
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
+from fairtuning.datasets import DataError, GroupedData, check_choice, files, images
 
 SPLITS = ("training", "validation", "test")
 TEXTS = ("list_attr_celeba.txt", "list_eval_partition.txt")
 #: Committed lists of image numbers (never images), so that anyone with the official archive can make the same subset.
 SUBSETS = ("celeba-20000",)
 
-ORIGIN = archives.Origin(
+ORIGIN = files.Origin(
     name="celeba",
     sets=(("img_align_celeba.zip", *TEXTS), ("celeba.tar.gz",)),
     known={
@@ -46,7 +46,7 @@ ORIGIN = archives.Origin(
 def numbers(subset: str) -> np.ndarray:
     """The image numbers of a committed subset, ascending: 34 stands for 000034.jpg."""
     check_choice("subset", subset, SUBSETS)
-    text = resources("fairtuning.datasets").joinpath("editions", f"{subset}.txt").read_text()
+    text = resources.files("fairtuning.datasets").joinpath("editions", f"{subset}.txt").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     bits = np.frombuffer(zlib.decompress(base64.b64decode("".join(lines))), dtype=np.uint8)
     return np.flatnonzero(np.unpackbits(bits)) + 1
@@ -139,7 +139,7 @@ def read(
 
 
 def fetch() -> list[Path]:
-    return [archive.path for archive in archives.find(ORIGIN)]
+    return [archive.path for archive in files.find(ORIGIN)]
 
 
 def verify() -> list[str]:

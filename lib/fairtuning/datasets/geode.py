@@ -11,13 +11,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, images
+from fairtuning.datasets import DataError, GroupedData, files, images
 
 GROUPS = ("Africa", "Americas", "EastAsia", "Europe", "SouthEastAsia", "WestAsia")
 SPLITS = ("training", "validation", "test")
 SHARES = (0.7, 0.1, 0.2)
 
-ORIGIN = archives.Origin(
+ORIGIN = files.Origin(
     name="geode",
     sets=(("geode.zip",),),
     known={},
@@ -75,7 +75,7 @@ def read(
 
 
 def fetch() -> list[Path]:
-    return [archive.path for archive in archives.find(ORIGIN)]
+    return [archive.path for archive in files.find(ORIGIN)]
 
 
 def verify() -> list[str]:

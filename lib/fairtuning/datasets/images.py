@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairtuning.datasets import DataError, GroupedData, archives, check_choice, files
+from fairtuning.datasets import DataError, GroupedData, check_choice, files
 from fairtuning.paths import data_folder
 
 #: "center": scaled until it covers the size, the middle kept. "stretch": scaled to the size, the aspect ratio lost.
@@ -53,7 +53,7 @@ class Recipe:
     ``subset``: the name of the part of the images that ``image`` lets through; "" for all.
     """
 
-    origin: archives.Origin
+    origin: files.Origin
     image: Callable[[PurePosixPath], str | None]
     texts: tuple[str, ...]
     labels: Callable[[Mapping[str, str | bytes], Sequence[str]], tuple[Sequence[str], Columns]]
@@ -170,8 +170,8 @@ def read(
 def verify(recipe: Recipe) -> list[str]:
     """One line per file that is here, archives by their digest, packed ones by that of their pixels."""
     lines = []
-    for path in archives.present(recipe.origin):
-        archive = archives.identify(recipe.origin, path)
+    for path in files.present(recipe.origin):
+        archive = files.identify(recipe.origin, path)
         lines.append(f"{path}: edition {archive.edition}, SHA-256 {archive.digest[:12]}…")
     for path, facts in _all_packed(recipe):
         pixels = np.load(path.with_suffix(".npy"), mmap_mode="r")
@@ -180,7 +180,7 @@ def verify(recipe: Recipe) -> list[str]:
         lines.append(f"{path.with_suffix('.npy')}: {len(pixels)} images, edition {facts['edition']}, as packed")
         lines += [f"  {note}" for note in facts["notes"]]
     if not lines:
-        raise archives.missing(recipe.origin)
+        raise files.missing(recipe.origin)
     return lines
 
 
@@ -204,7 +204,7 @@ def _packed(recipe: Recipe, size: tuple[int, int], crop: str, edition: str) -> t
         if [facts["size"], facts["crop"], facts["subset"]] == [list(size), crop, recipe.subset]
         and edition in ("", facts["edition"])
     ]
-    here = archives.present(recipe.origin)
+    here = files.present(recipe.origin)
     if not here or edition:
         if len(fitting) > 1:
             editions = ", ".join(sorted(facts["edition"] for _, facts in fitting))
@@ -216,11 +216,11 @@ def _packed(recipe: Recipe, size: tuple[int, int], crop: str, edition: str) -> t
     for path, facts in fitting:
         if facts["stamps"] == seen:
             return path, facts
-    found = [archives.identify(recipe.origin, path).digest for path in here] if fitting else []
+    found = [files.identify(recipe.origin, path).digest for path in here] if fitting else []
     for path, facts in fitting:
         if facts["archives"] == found:
             facts["stamps"] = seen
-            _write(path, lambda file, facts=facts: file.write(json.dumps(facts, indent=1).encode()))
+            files.write(path, lambda file, facts=facts: file.write(json.dumps(facts, indent=1).encode()))
             return path, facts
     return None
 
@@ -253,7 +253,7 @@ def _stamp(path: Path) -> list:
 def _pack(recipe: Recipe, size: tuple[int, int], crop: str, faulty: str, wanted: str) -> tuple[Path, dict]:
     from filelock import FileLock
 
-    found = archives.find(recipe.origin)
+    found = files.find(recipe.origin)
     editions = sorted({archive.edition for archive in found})
     if len(editions) > 1:
         raise DataError(f"{recipe.origin.name}: files of different editions: {', '.join(editions)}")
@@ -301,9 +301,9 @@ def _pack(recipe: Recipe, size: tuple[int, int], crop: str, faulty: str, wanted:
                 "seconds": round(time.perf_counter() - start, 1),
             }
             del pixels
-            _write(path.with_suffix(".npz"), lambda file: np.savez(file, **columns))
+            files.write(path.with_suffix(".npz"), lambda file: np.savez(file, **columns))
             os.replace(part, path.with_suffix(".npy"))
-            _write(path, lambda file: file.write(json.dumps(facts, indent=1).encode()))  # last: it says "whole"
+            files.write(path, lambda file: file.write(json.dumps(facts, indent=1).encode()))  # last: it says "whole"
         except OSError as error:
             raise DataError(f"could not write {path.with_suffix('.npy')} ({error.strerror or error})") from error
         finally:
@@ -312,7 +312,7 @@ def _pack(recipe: Recipe, size: tuple[int, int], crop: str, faulty: str, wanted:
 
 
 def _decode_all(
-    recipe: Recipe, found: Sequence[archives.Archive], part: Path, size: tuple[int, int], crop: str
+    recipe: Recipe, found: Sequence[files.Archive], part: Path, size: tuple[int, int], crop: str
 ) -> tuple[list[str], list[int], dict[str, str | bytes], dict[str, str]]:
     """Appends each image to ``part``; gives their names and contents, the lists, and {image: why it is faulty}."""
     from PIL import Image
@@ -323,7 +323,7 @@ def _decode_all(
     with open(part, "wb") as file, tqdm(desc=recipe.origin.name, unit=" images", disable=None) as bar, _strict():
         _header(file, 0, size)
         for archive in found:
-            for member, content in archives.members(archive.path):
+            for member, content in files.members(archive.path):
                 member = PurePosixPath(member)
                 if member.name in recipe.texts + recipe.optional:
                     text = content()
@@ -420,16 +420,6 @@ def _digest_pixels(pixels: np.ndarray) -> str:
     for start in range(0, len(pixels), 1024):
         digest.update(np.ascontiguousarray(pixels[start : start + 1024]))
     return digest.hexdigest()
-
-
-def _write(path: Path, write: Callable[[io.BufferedWriter], object]) -> None:
-    part = files._part(path)
-    try:
-        with open(part, "wb") as file:
-            write(file)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------- labels and splits

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
+from fairtuning.datasets import DataError, GroupedData, check_choice, files, images
 
 GENDERS = ("male", "female")
 LISTS = ("male_names.txt", "female_names.txt")
@@ -26,7 +26,7 @@ SPLITS = ("training", "validation", "test")
 SIZES = (6885, 1000, 5258)
 VALUES, BOOLEANS, ROWS = "lfw_attributes.txt", "lfw_binary_attributes2.npz", "filelist.txt"
 
-ORIGIN = archives.Origin(
+ORIGIN = files.Origin(
     name="lfw",
     sets=(("lfw-deepfunneled.tgz", VALUES, *LISTS), ("lfw-deepfunneled.tar.gz",)),
     known={
@@ -153,7 +153,7 @@ def read(
 
 
 def fetch() -> list[Path]:
-    return [archive.path for archive in archives.find(ORIGIN)]
+    return [archive.path for archive in files.find(ORIGIN)]
 
 
 def verify() -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
+from fairtuning.datasets import DataError, GroupedData, check_choice, files, images
 
 GENDERS = ("male", "female")
 RACES = ("White", "Black", "Asian", "Indian", "Others")
@@ -22,7 +22,7 @@ LABELS = ("age>=median", "age>=N", "gender", "race", "white")
 GROUPS = ("gender", "race", "white")
 NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_[^_]*jpg")  # the date may have too few digits; a field may not be missing
 
-ORIGIN = archives.Origin(
+ORIGIN = files.Origin(
     name="utkface",
     sets=(("UTKFace.tar.gz",),),
     known={"UTKFace.tar.gz": {"bd78806a7cffd6bbffb737d07e457e22ca0d6bb6f2170edcc3746829491d8cb6": "resized-112"}},
@@ -89,7 +89,7 @@ def read(
 
 
 def fetch() -> list[Path]:
-    return [archive.path for archive in archives.find(ORIGIN)]
+    return [archive.path for archive in files.find(ORIGIN)]
 
 
 def verify() -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
+from fairtuning.datasets import DataError, GroupedData, check_choice, files, images
 
 BIRDS = ("landbird", "waterbird")
 LABELS = ("bird", "kind")
@@ -23,7 +23,7 @@ SPLITS = ("training", "validation", "test")
 #: Images by (label, group): landbirds on land, on water, waterbirds on land, on water, as published.
 COUNTS = {"training": (3498, 184, 56, 1057), "validation": (467, 466, 133, 133), "test": (2255, 2255, 642, 642)}
 
-ORIGIN = archives.Origin(
+ORIGIN = files.Origin(
     name="waterbirds",
     sets=(("waterbirds_v1.0.tar.gz",), ("waterbird_complete95_forest2water2.tar.gz",)),
     known={
@@ -109,7 +109,7 @@ def read(
 
 
 def fetch() -> list[Path]:
-    return [archive.path for archive in archives.find(ORIGIN)]
+    return [archive.path for archive in files.find(ORIGIN)]
 
 
 def verify() -> list[str]:
