@@ -458,7 +458,7 @@ def paper(folders, monkeypatch):
     entry = {"file": "waterbirds/waterbirds_v1.0.tar.gz", "sha256": hashlib.sha256(content).hexdigest()}
     (folder.parent / "MANIFEST.json").write_text(json.dumps([entry | {"edition": "official"}]))
     monkeypatch.setenv("FAIRTUNING_MIRROR", str(folder.parent))
-    monkeypatch.setattr(waterbirds, "COUNTS", dict.fromkeys(waterbirds.SPLITS, (3, 3, 3, 3)))
+    monkeypatch.setattr(waterbirds, "COUNTS", dict.fromkeys(waterbirds.COUNTS, (3, 3, 3, 3)))
     settings = {"device": "cpu", "precision": "float32", "weights": "random", "batch_size": 8}
     tiny = {
         "seeds": 2,
