@@ -62,7 +62,7 @@ def from_files(loader: DataLoader) -> int:
 
 def pictures(number: int) -> tuple[str, list[bytes]]:
     try:
-        [archive] = files.find(waterbirds.ORIGIN)
+        [archive] = files.find(waterbirds.RECIPE)
     except DataError:
         rng = np.random.default_rng(0)
         found = []

@@ -465,19 +465,19 @@ def test_an_unknown_file_until_it_is_accepted(mirror, few):
     words = ["no known edition", "resized-128", "--accept"]
     refused(lambda: datasets.fetch("waterbirds"), *words)
     assert not (paths.data_folder() / "waterbirds").exists()
-    refused(lambda: files.accept(waterbirds.ORIGIN, "mine"), "is not in")
+    refused(lambda: files.accept(waterbirds.RECIPE, "mine"), "is not in")
     (paths.data_folder() / "waterbirds").mkdir(parents=True)
     path = paths.data_folder() / "waterbirds" / "waterbirds_v1.0.tar.gz"
     path.write_bytes((folder / path.name).read_bytes())
     refused(lambda: datasets.verify("waterbirds"), *words)
-    refused(lambda: files.accept(waterbirds.ORIGIN, "../x"), "'../x'")
-    assert [archive.edition for archive in files.accept(waterbirds.ORIGIN, "mine-16")] == ["mine-16"]
+    refused(lambda: files.accept(waterbirds.RECIPE, "../x"), "'../x'")
+    assert [archive.edition for archive in files.accept(waterbirds.RECIPE, "mine-16")] == ["mine-16"]
     assert datasets.load("waterbirds", size=16).edition == "mine-16 at 16x16"
     assert "edition mine-16" in datasets.verify("waterbirds")[0]
     path.write_bytes(path.read_bytes() + b"\0")
     refused(lambda: datasets.load("waterbirds", size=16), *words)
     path.write_bytes(PAGE)
-    refused(lambda: files.accept(waterbirds.ORIGIN, "mine-16"), "HTML page")
+    refused(lambda: files.accept(waterbirds.RECIPE, "mine-16"), "HTML page")
 
 
 def test_the_mirror_is_not_needed_afterwards(mirror, few, monkeypatch):
@@ -506,7 +506,7 @@ def test_two_packed_editions_without_their_archives(mirror, few):
         datasets.load("waterbirds", size=16)
         (paths.data_folder() / "waterbirds" / "waterbirds_v1.0.tar.gz").unlink()
         if edition == "one":  # another folder's archive takes its place; the mirror has the other one
-            here = files.find(waterbirds.ORIGIN)
+            here = files.find(waterbirds.RECIPE)
             assert here[0].edition == "one"
             here[0].path.unlink()
             packed = paths.data_folder() / "waterbirds" / "packed"
@@ -620,8 +620,7 @@ def test_celeba_by_hand(mirror, folders, monkeypatch):
     known = {
         k: {hashlib.md5(v).hexdigest(): "official"} for k, v in (texts | {"img_align_celeba.zip": content}).items()
     }
-    monkeypatch.setattr(celeba, "ORIGIN", origin := replace(celeba.ORIGIN, known=known))
-    monkeypatch.setattr(celeba, "RECIPE", replace(celeba.RECIPE, origin=origin))
+    monkeypatch.setattr(celeba, "RECIPE", replace(celeba.RECIPE, known=known))
     assert datasets.load("celeba", size="20x16").edition == "official at 20x16"
 
 
@@ -821,7 +820,7 @@ def server(folders, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the pause between attempts
     monkeypatch.setitem(
-        datasets.source("geode").call("ORIGIN").address, "geode.zip", f"http://127.0.0.1:{here.server_port}/geode.zip"
+        datasets.source("geode").call("RECIPE").address, "geode.zip", f"http://127.0.0.1:{here.server_port}/geode.zip"
     )
     yield state
     here.shutdown()
@@ -871,7 +870,7 @@ def test_a_page_or_nothing_instead(server, monkeypatch):
 
 
 def test_a_mirror_address(server, monkeypatch, mirror):
-    address = datasets.source("geode").call("ORIGIN").address["geode.zip"].rsplit("/", 1)[0]
+    address = datasets.source("geode").call("RECIPE").address["geode.zip"].rsplit("/", 1)[0]
     monkeypatch.setenv("FAIRTUNING_MIRROR", address + "/")
     refused(lambda: datasets.fetch("geode"), f"{address}/geode/geode.zip", "no known edition")
     assert left_over() == []
@@ -936,21 +935,21 @@ def real_members(origin, most=8):
 
 @real
 def test_real_waterbirds():
-    edition, names, texts, _, first = real_members(waterbirds.ORIGIN)
+    edition, names, texts, _, first = real_members(waterbirds.RECIPE)
     assert edition == "resized-128" and len(first) == 8
     listed, columns = waterbirds._labels(texts, [])
-    assert set(listed) == {waterbirds._image(name) for name in names} and len(listed) == len(names) == 11_788
+    assert set(listed) == {waterbirds.RECIPE.image(name) for name in names} and len(listed) == len(names) == 11_788
     cells = np.bincount(4 * columns["split"] + 2 * columns["label"] + columns["group"]).reshape(3, 4)
     assert cells.tolist() == [list(counts) for counts in waterbirds.COUNTS.values()]
 
 
 @real
 def test_real_celeba():
-    edition, names, texts, _, _ = real_members(celeba.ORIGIN)
+    edition, names, texts, _, _ = real_members(celeba.RECIPE)
     assert edition == "resized-64-20000"
     assert sorted(int(name.stem) for name in names) == celeba.numbers("celeba-20000").tolist()
     for file in celeba.TEXTS:
-        assert hashlib.md5(texts[file].encode()).hexdigest() in celeba.ORIGIN.known[file]
+        assert hashlib.md5(texts[file].encode()).hexdigest() in celeba.RECIPE.known[file]
     listed, columns = celeba._labels(texts, [])
     assert len(listed) == 202_599 and np.bincount(columns["split"]).tolist() == [162_770, 19_867, 19_962]
     cells = 2 * (columns["Blond_Hair"] > 0) + (columns["Male"] > 0)
@@ -959,7 +958,7 @@ def test_real_celeba():
 
 @real
 def test_real_utkface():
-    edition, names, _, contents, _ = real_members(utkface.ORIGIN)
+    edition, names, _, contents, _ = real_members(utkface.RECIPE)
     listed, columns = utkface._labels({}, [name.name for name in names])
     assert edition == "resized-112" and len(names) == 23_708 and len(listed) == 23_705
     assert columns["age"].min() == 1 and columns["age"].max() == 116

@@ -154,7 +154,7 @@ def fetch(name: str) -> list[Path]:
     from fairtuning.datasets import files
 
     if source(name).images:
-        return [archive.path for archive in files.find(source(name).call("RECIPE").origin)]
+        return [archive.path for archive in files.find(source(name).call("RECIPE"))]
     return source(name).call("fetch")() if source(name).needs != "nothing" else []
 
 

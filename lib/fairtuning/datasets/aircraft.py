@@ -7,29 +7,17 @@ are a banner with its photographer's name, and are cut off, as the authors of th
 
 from collections.abc import Sequence
 from itertools import product
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from fairtuning.datasets import DataError, GroupedData, check_choice, files, images
+from fairtuning.datasets import DataError, GroupedData, check_choice, images
 
 LEVELS = ("variant", "family", "manufacturer")
 PARTS = ("train", "val", "test")  # as the lists call them
 TEXTS = tuple(f"images_{level}_{part}.txt" for level in LEVELS for part in PARTS)
 
 ARCHIVE = "fgvc-aircraft-2013b.tar.gz"
-ORIGIN = files.Origin(
-    name="aircraft",
-    sets=((ARCHIVE,),),
-    known={ARCHIVE: {"d4acdd33327262359767eeaa97a4f732": "official"}},
-    address={ARCHIVE: f"https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/{ARCHIVE}"},
-    manual="download it from https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft (non-commercial research)",
-)
-
-
-def _image(member: PurePosixPath) -> str | None:
-    return member.stem if "images" in member.parts else None
 
 
 def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], images.Columns]:
@@ -50,7 +38,18 @@ def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], image
     return list(split), columns | {"split": np.array(list(split.values()), dtype=np.int64)}
 
 
-RECIPE = images.Recipe(ORIGIN, _labels, 224, TEXTS, _image, trim=20)
+RECIPE = images.Recipe(
+    name="aircraft",
+    sets=((ARCHIVE,),),
+    known={ARCHIVE: {"d4acdd33327262359767eeaa97a4f732": "official"}},
+    address={ARCHIVE: f"https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/{ARCHIVE}"},
+    manual="download it from https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft (non-commercial research)",
+    labels=_labels,
+    size=224,
+    texts=TEXTS,
+    image=lambda member: member.stem if "images" in member.parts else None,
+    trim=20,
+)
 
 
 def read(*, label: str = "variant", group: str = "", **how: Any) -> GroupedData:

@@ -7,37 +7,21 @@ The lists name all images; only the rows whose image is there are kept, so a sub
 
 import base64
 import io
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import resources
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from fairtuning.datasets import DataError, GroupedData, check_choice, files, images
+from fairtuning.datasets import DataError, GroupedData, check_choice, images
 
 TEXTS = ("list_attr_celeba.txt", "list_eval_partition.txt")
 #: Committed lists of image numbers (never images), so that anyone with the official archive can make the same subset.
 SUBSETS = ("celeba-20000",)
-
-ORIGIN = files.Origin(
-    name="celeba",
-    sets=(("img_align_celeba.zip", *TEXTS), ("celeba.tar.gz",)),
-    known={
-        "img_align_celeba.zip": {"00d2c5bc6d35e252742224ab0c1e8fcb": "official"},
-        "list_attr_celeba.txt": {"75e246fa4810816ffd6ee81facbd244c": "official"},
-        "list_eval_partition.txt": {"d32c9cbf5e040fd4025c592c306e6668": "official"},
-        "celeba.tar.gz": {"6d0689fd67e69cb1b281e926d3ababc6c74ba175935f117e2085d0ea700dce86": "resized-64-20000"},
-    },
-    manual=(
-        "read the CelebA agreement (non-commercial research, no redistribution) at "
-        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, download them from there in a browser (Google Drive often "
-        "answers with a quota page: try again a day later) and put them into that folder"
-    ),
-)
 
 
 def numbers(subset: str) -> np.ndarray:
@@ -47,10 +31,6 @@ def numbers(subset: str) -> np.ndarray:
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     bits = np.frombuffer(zlib.decompress(base64.b64decode("".join(lines))), dtype=np.uint8)
     return np.flatnonzero(np.unpackbits(bits)) + 1
-
-
-def _image(member: PurePosixPath) -> str | None:
-    return member.name if len(member.stem) == 6 and member.stem.isdecimal() else None
 
 
 def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], images.Columns]:
@@ -83,7 +63,26 @@ def _table(texts: images.Texts, name: str, *, header: bool):
         raise DataError(f"celeba: {name} cannot be read ({' '.join(str(error).split())})") from None
 
 
-RECIPE = images.Recipe(ORIGIN, _labels, "80x64", TEXTS, _image, all_listed=False)
+RECIPE = images.Recipe(
+    name="celeba",
+    sets=(("img_align_celeba.zip", *TEXTS), ("celeba.tar.gz",)),
+    known={
+        "img_align_celeba.zip": {"00d2c5bc6d35e252742224ab0c1e8fcb": "official"},
+        "list_attr_celeba.txt": {"75e246fa4810816ffd6ee81facbd244c": "official"},
+        "list_eval_partition.txt": {"d32c9cbf5e040fd4025c592c306e6668": "official"},
+        "celeba.tar.gz": {"6d0689fd67e69cb1b281e926d3ababc6c74ba175935f117e2085d0ea700dce86": "resized-64-20000"},
+    },
+    manual=(
+        "read the CelebA agreement (non-commercial research, no redistribution) at "
+        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, download them from there in a browser (Google Drive often "
+        "answers with a quota page: try again a day later) and put them into that folder"
+    ),
+    labels=_labels,
+    size="80x64",
+    texts=TEXTS,
+    image=lambda member: member.name if re.fullmatch(r"\d{6}", member.stem) else None,
+    all_listed=False,
+)
 
 
 @cache

@@ -35,7 +35,7 @@ LARGEST_MEMBER = 256 * 2**20
 MOST_MEMBERS = 2_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """The files of a data set and how they are had.
 

@@ -10,17 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fairtuning.datasets import DataError, GroupedData, files, images
+from fairtuning.datasets import DataError, GroupedData, images
 
 GROUPS = ("Africa", "Americas", "EastAsia", "Europe", "SouthEastAsia", "WestAsia")
-
-ORIGIN = files.Origin(
-    name="geode",
-    sets=(("geode.zip",),),
-    known={},
-    address={"geode.zip": "https://geodiverse-data-collection.cs.princeton.edu/geode.zip"},
-    manual="download it from https://geodiverse-data-collection.cs.princeton.edu (CC BY)",
-)
 
 
 def _image(member: PurePosixPath) -> str | None:
@@ -43,7 +35,17 @@ def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], image
     return listed, {"object": np.array(objects), "group": np.array(regions, dtype=np.int64)}
 
 
-RECIPE = images.Recipe(ORIGIN, _labels, 224, ("index.csv",), _image)
+RECIPE = images.Recipe(
+    name="geode",
+    sets=(("geode.zip",),),
+    known={},
+    address={"geode.zip": "https://geodiverse-data-collection.cs.princeton.edu/geode.zip"},
+    manual="download it from https://geodiverse-data-collection.cs.princeton.edu (CC BY)",
+    labels=_labels,
+    size=224,
+    texts=("index.csv",),
+    image=_image,
+)
 
 
 def read(*, split_seed: int = 0, **how: Any) -> GroupedData:

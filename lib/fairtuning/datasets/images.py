@@ -45,9 +45,9 @@ Texts = Mapping[str, Any]  # str, or bytes of an .npz
 Columns = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How one data set is read.
+@dataclass(frozen=True, kw_only=True)
+class Recipe(files.Origin):
+    """Where one data set comes from, and how it is read.
 
     ``labels(texts, names)``: of the images ``names`` or of all, the names that have labels, and columns of one value
     each. ``texts``: base names of the lists that it needs; ``optional``: of those that it uses where they are there (an
@@ -59,7 +59,6 @@ class Recipe:
     lets through; "" for all.
     """
 
-    origin: files.Origin
     labels: Callable[[Texts, Sequence[str]], tuple[Sequence[str], Columns]]
     size: int | str
     texts: tuple[str, ...] = ()
@@ -183,14 +182,14 @@ def read(
     if pixels.shape != (facts["images"], 3, *size) or {len(column) for column in columns.values()} != {len(pixels)}:
         raise DataError(f"{path.with_suffix('.npy')} does not fit {path.name}; delete {path} and read again")
     sized = f"{facts['edition']} at {size[0]}x{size[1]}" + (" stretched" if crop == "stretch" else "")
-    return Packed(recipe.origin.name, sized, facts["digest"], pixels, columns, tuple(facts["notes"]))
+    return Packed(recipe.name, sized, facts["digest"], pixels, columns, tuple(facts["notes"]))
 
 
 def verify(recipe: Recipe) -> list[str]:
     """One line per file that is here, archives by their digest, packed ones by that of their pixels."""
     lines = []
-    for path in files.present(recipe.origin):
-        archive = files.identify(recipe.origin, path)
+    for path in files.present(recipe):
+        archive = files.identify(recipe, path)
         lines.append(f"{path}: edition {archive.edition}, SHA-256 {archive.digest[:12]}…")
     for path, facts in _all_packed(recipe):
         pixels = np.load(path.with_suffix(".npy"), mmap_mode="r")
@@ -199,13 +198,13 @@ def verify(recipe: Recipe) -> list[str]:
         lines.append(f"{path.with_suffix('.npy')}: {len(pixels)} images, edition {facts['edition']}, as packed")
         lines += [f"  {note}" for note in facts["notes"]]
     if not lines:
-        raise files.missing(recipe.origin)
+        raise files.missing(recipe)
     return lines
 
 
 def _all_packed(recipe: Recipe) -> list[tuple[Path, dict]]:
     found = []
-    for path in sorted((data_folder() / recipe.origin.name / "packed").glob("*.json")):
+    for path in sorted((data_folder() / recipe.name / "packed").glob("*.json")):
         try:
             facts = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -223,11 +222,11 @@ def _packed(recipe: Recipe, size: tuple[int, int], crop: str, edition: str) -> t
         if [facts["size"], facts["crop"], facts["subset"]] == [list(size), crop, recipe.subset]
         and edition in ("", facts["edition"])
     ]
-    here = files.present(recipe.origin)
+    here = files.present(recipe)
     if not here or edition:
         if len(fitting) > 1:
             editions = ", ".join(sorted(facts["edition"] for _, facts in fitting))
-            raise DataError(f"{recipe.origin.name}: packed in several editions; name one with edition: {editions}")
+            raise DataError(f"{recipe.name}: packed in several editions; name one with edition: {editions}")
         if fitting or not here:
             return fitting[0] if fitting else None
     # Hashing gigabytes at each reading would take longer than reading: same name, size and time is the same file.
@@ -235,7 +234,7 @@ def _packed(recipe: Recipe, size: tuple[int, int], crop: str, edition: str) -> t
     for path, facts in sorted(fitting, key=lambda one: one[1]["stamps"] != seen):
         if facts["stamps"] == seen:
             return path, facts
-        if facts["archives"] == [files.identify(recipe.origin, path).digest for path in here]:
+        if facts["archives"] == [files.identify(recipe, path).digest for path in here]:
             facts["stamps"] = seen
             files.write(path, lambda file, facts=facts: file.write(json.dumps(facts, indent=1).encode()))
             return path, facts
@@ -247,15 +246,15 @@ def digest_of(recipe: Recipe, edition: str, *, size: int | str | Sequence[int], 
 
     Nothing is read. None for another edition: its digest is known where its files are.
     """
-    for names in recipe.origin.sets:
-        known = [{e: d for d, e in recipe.origin.known.get(name, {}).items() if len(d) == 64} for name in names]
+    for names in recipe.sets:
+        known = [{e: d for d, e in recipe.known.get(name, {}).items() if len(d) == 64} for name in names]
         if all(edition in of for of in known):
             return _digest(_key(recipe, parse_size(size), crop, [of[edition] for of in known]), ())
     return None
 
 
 def _key(recipe: Recipe, size: tuple[int, int], crop: str, digests: Sequence[str]) -> list:
-    return [recipe.origin.name, VERSION, recipe.version, recipe.subset, *size, crop, *digests]
+    return [recipe.name, VERSION, recipe.version, recipe.subset, *size, crop, *digests]
 
 
 def _digest(key: list, faults: Iterable[str]) -> str:
@@ -270,16 +269,16 @@ def _stamp(path: Path) -> list:
 def _pack(recipe: Recipe, size: tuple[int, int], crop: str, faulty: str, wanted: str) -> tuple[Path, dict]:
     from filelock import FileLock
 
-    found = files.find(recipe.origin)
+    found = files.find(recipe)
     editions = sorted({archive.edition for archive in found})
     if len(editions) > 1:
-        raise DataError(f"{recipe.origin.name}: files of different editions: {', '.join(editions)}")
+        raise DataError(f"{recipe.name}: files of different editions: {', '.join(editions)}")
     edition = editions[0] + (f"-{recipe.subset}" if recipe.subset else "")
     if wanted not in ("", edition):
-        raise DataError(f"{recipe.origin.name}: edition {wanted!r} is not here; here is {edition!r}")
+        raise DataError(f"{recipe.name}: edition {wanted!r} is not here; here is {edition!r}")
     key = _key(recipe, size, crop, [file.digest for file in found])
     mark = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
-    folder = data_folder() / recipe.origin.name / "packed"
+    folder = data_folder() / recipe.name / "packed"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # two runs that start together pack once
         path = folder / f"{edition}-{size[0]}x{size[1]}-{crop}-{mark}.json"
@@ -294,7 +293,7 @@ def _pack(recipe: Recipe, size: tuple[int, int], crop: str, faulty: str, wanted:
             if faults and faulty == "refuse":
                 raise DataError(_refusal(found[0].path, faults))
             if not len(rows):
-                raise DataError(f"{found[0].path}: no image with a label; is it {recipe.origin.name}?")
+                raise DataError(f"{found[0].path}: no image with a label; is it {recipe.name}?")
             kept = np.flatnonzero(rows >= 0)
             pixels = _keep(part, kept)
             columns = {name: values[rows[kept]] for name, values in columns.items()}
@@ -337,7 +336,7 @@ def _decode_all(
 
     names, contents, texts, faults = [], [], {}, {}
     seen = set()
-    with open(part, "wb") as file, tqdm(desc=recipe.origin.name, unit=" images", disable=None) as bar, _strict():
+    with open(part, "wb") as file, tqdm(desc=recipe.name, unit=" images", disable=None) as bar, _strict():
         _header(file, 0, size)
         for archive in found:
             for member, content in files.members(archive.path):

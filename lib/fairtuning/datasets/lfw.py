@@ -17,29 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairtuning.datasets import DataError, GroupedData, files, images
+from fairtuning.datasets import DataError, GroupedData, images
 
 GENDERS = ("male", "female")
 LISTS = ("male_names.txt", "female_names.txt")
 #: arXiv 2403.00625, Table 1: all 13,143 images with attributes; those of open gender are missing from our test part.
 SIZES = (6885, 1000, 5258)
 VALUES, BOOLEANS, ROWS = "lfw_attributes.txt", "lfw_binary_attributes2.npz", "filelist.txt"
-
-ORIGIN = files.Origin(
-    name="lfw",
-    sets=(("lfw-deepfunneled.tgz", VALUES, *LISTS), ("lfw-deepfunneled.tar.gz",)),
-    known={
-        "lfw-deepfunneled.tgz": {"68331da3eb755a505a502b5aacb3c201": "official"},
-        "lfw-deepfunneled.tar.gz": {
-            "e521c255a8811d41fdfc91fae4b88fb578feb08854a455829b0656cca5e27bce": "resized-80-boolean"
-        },
-    },
-    manual=(
-        "for research: find the deep-funneled images and the two lists of gender (Afifi and Abdelhamed) by way of "
-        "http://vis-www.cs.umass.edu/lfw and the attribute values at "
-        "https://www.cs.columbia.edu/CAVE/databases/pubfig/download/lfw_attributes.txt, and put them into that folder"
-    ),
-)
 
 
 def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], images.Columns]:
@@ -84,10 +68,22 @@ def _columns(names: Sequence[str], values: np.ndarray) -> images.Columns:
 
 
 RECIPE = images.Recipe(
-    ORIGIN,
-    _labels,
-    80,
-    LISTS,
+    name="lfw",
+    sets=(("lfw-deepfunneled.tgz", VALUES, *LISTS), ("lfw-deepfunneled.tar.gz",)),
+    known={
+        "lfw-deepfunneled.tgz": {"68331da3eb755a505a502b5aacb3c201": "official"},
+        "lfw-deepfunneled.tar.gz": {
+            "e521c255a8811d41fdfc91fae4b88fb578feb08854a455829b0656cca5e27bce": "resized-80-boolean"
+        },
+    },
+    manual=(
+        "for research: find the deep-funneled images and the two lists of gender (Afifi and Abdelhamed) by way of "
+        "http://vis-www.cs.umass.edu/lfw and the attribute values at "
+        "https://www.cs.columbia.edu/CAVE/databases/pubfig/download/lfw_attributes.txt, and put them into that folder"
+    ),
+    labels=_labels,
+    size=80,
+    texts=LISTS,
     optional=(VALUES, BOOLEANS, ROWS),
     unlabelled="without attributes, or named in both or in neither list of gender",
 )

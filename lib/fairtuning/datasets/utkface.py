@@ -11,23 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from fairtuning.datasets import GroupedData, check_task, files, images
+from fairtuning.datasets import GroupedData, check_task, images
 
 GENDERS = ("male", "female")
 RACES = ("White", "Black", "Asian", "Indian", "Others")
 LABELS = ("age>=median", "age>=N", "gender", "race", "white")
 GROUPS = ("gender", "race", "white")
 NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_[^_]*jpg")  # the date may have too few digits; a field may not be missing
-
-ORIGIN = files.Origin(
-    name="utkface",
-    sets=(("UTKFace.tar.gz",),),
-    known={"UTKFace.tar.gz": {"bd78806a7cffd6bbffb737d07e457e22ca0d6bb6f2170edcc3746829491d8cb6": "resized-112"}},
-    manual=(
-        "read the terms (non-commercial research) at https://susanqq.github.io/UTKFace, download 'Aligned&Cropped "
-        "Faces' from there and put it into that folder"
-    ),
-)
 
 
 def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], images.Columns]:
@@ -36,7 +26,18 @@ def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], image
     return list(found), dict(zip(("age", "gender", "race"), columns, strict=True))
 
 
-RECIPE = images.Recipe(ORIGIN, _labels, 80, unlabelled="age, gender or race is missing in the name")
+RECIPE = images.Recipe(
+    name="utkface",
+    sets=(("UTKFace.tar.gz",),),
+    known={"UTKFace.tar.gz": {"bd78806a7cffd6bbffb737d07e457e22ca0d6bb6f2170edcc3746829491d8cb6": "resized-112"}},
+    manual=(
+        "read the terms (non-commercial research) at https://susanqq.github.io/UTKFace, download 'Aligned&Cropped "
+        "Faces' from there and put it into that folder"
+    ),
+    labels=_labels,
+    size=80,
+    unlabelled="age, gender or race is missing in the name",
+)
 
 
 def read(*, label: str = "age>=median", group: str = "gender", split_seed: int = 0, **how: Any) -> GroupedData:

@@ -8,12 +8,11 @@ one.)
 
 import re
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from fairtuning.datasets import DataError, GroupedData, check_choice, files, images
+from fairtuning.datasets import DataError, GroupedData, check_choice, images
 
 BIRDS = ("landbird", "waterbird")
 LABELS = ("bird", "kind")
@@ -22,7 +21,19 @@ COLUMNS = {"y": 1, "place": 1, "split": 2}  # label, background and part, each w
 #: Images by (label, group): landbirds on land, on water, waterbirds on land, on water, as published.
 COUNTS = {"training": (3498, 184, 56, 1057), "validation": (467, 466, 133, 133), "test": (2255, 2255, 642, 642)}
 
-ORIGIN = files.Origin(
+
+def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], images.Columns]:
+    listed, columns = [], {"label": [], "group": [], "split": []}
+    for where, row in images.rows(texts["metadata.csv"], "waterbirds: metadata.csv", "img_filename", *COLUMNS):
+        listed.append(row["img_filename"])
+        for values, (name, most) in zip(columns.values(), COLUMNS.items(), strict=True):
+            if (value := row[name].strip()) not in map(str, range(most + 1)):
+                raise DataError(f"{where}{name} is {value!r}; allowed: 0 to {most}")
+            values.append(int(value))
+    return listed, {name: np.array(values, dtype=np.int64) for name, values in columns.items()}
+
+
+RECIPE = images.Recipe(
     name="waterbirds",
     sets=(("waterbirds_v1.0.tar.gz",), ("waterbird_complete95_forest2water2.tar.gz",)),
     known={
@@ -37,25 +48,11 @@ ORIGIN = files.Origin(
         ),
     },
     manual="download it from https://wilds.stanford.edu/datasets or https://github.com/kohpangwei/group_DRO",
+    labels=_labels,
+    size=112,
+    texts=("metadata.csv",),
+    image=lambda member: "/".join(member.parts[-2:]),  # 001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg
 )
-
-
-def _image(member: PurePosixPath) -> str | None:
-    return "/".join(member.parts[-2:])  # 001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg
-
-
-def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], images.Columns]:
-    listed, columns = [], {"label": [], "group": [], "split": []}
-    for where, row in images.rows(texts["metadata.csv"], "waterbirds: metadata.csv", "img_filename", *COLUMNS):
-        listed.append(row["img_filename"])
-        for values, (name, most) in zip(columns.values(), COLUMNS.items(), strict=True):
-            if (value := row[name].strip()) not in map(str, range(most + 1)):
-                raise DataError(f"{where}{name} is {value!r}; allowed: 0 to {most}")
-            values.append(int(value))
-    return listed, {name: np.array(values, dtype=np.int64) for name, values in columns.items()}
-
-
-RECIPE = images.Recipe(ORIGIN, _labels, 112, ("metadata.csv",), _image)
 
 
 def kind_of(image: str) -> str:
