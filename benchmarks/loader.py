@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from fairtuning.datasets import DataError, archives, images, waterbirds
+from fairtuning.datasets import DataError, files, images, waterbirds
 
 BATCH, SIDE, TARGET = 64, 112, 10.0
 MEAN, SPREAD = torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.5)
@@ -62,7 +62,7 @@ def from_files(loader: DataLoader) -> int:
 
 def pictures(number: int) -> tuple[str, list[bytes]]:
     try:
-        [archive] = archives.find(waterbirds.ORIGIN)
+        [archive] = files.find(waterbirds.RECIPE)
     except DataError:
         rng = np.random.default_rng(0)
         found = []
@@ -72,7 +72,7 @@ def pictures(number: int) -> tuple[str, list[bytes]]:
             found.append(file.getvalue())
         return "generated pictures, 171 x 128", found
     found = []
-    for name, content in archives.members(archive.path):
+    for name, content in files.members(archive.path):
         if PurePosixPath(name).suffix == ".jpg":
             found.append(content())
         if len(found) == number:

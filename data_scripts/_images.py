@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from fairtuning import FairtuningError, datasets
-from fairtuning.datasets import archives, images
+from fairtuning.datasets import files, images
 
 
 def main(name: str, doc: str) -> int:
@@ -18,7 +18,7 @@ def main(name: str, doc: str) -> int:
     arguments = parser.parse_args()
     try:
         if arguments.accept:
-            archives.accept(importlib.import_module(f"fairtuning.datasets.{name}").ORIGIN, arguments.accept)
+            files.accept(importlib.import_module(f"fairtuning.datasets.{name}").RECIPE, arguments.accept)
         if not arguments.verify and not arguments.pack:  # packing fetches what it needs, and nothing when it is done
             datasets.fetch(name)
         if arguments.pack:

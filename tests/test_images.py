@@ -12,6 +12,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, ImageOps
 
 from fairtuning import datasets, paths
-from fairtuning.datasets import DataError, aircraft, archives, celeba, files, images, utkface, waterbirds
+from fairtuning.datasets import DataError, aircraft, celeba, files, images, utkface, waterbirds
 
 MIRROR = os.environ.get("FAIRTUNING_MIRROR", "")
 PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
@@ -257,7 +258,7 @@ def birds(rows=None, *, prefix="waterbirds_v1.0/", spoil=None, order=1):
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(waterbirds, "COUNTS", dict.fromkeys(waterbirds.SPLITS, (2, 2, 2, 2)))
+    monkeypatch.setattr(waterbirds, "COUNTS", dict.fromkeys(waterbirds.COUNTS, (2, 2, 2, 2)))
 
 
 @pytest.mark.parametrize("prefix, order", [("waterbirds_v1.0/", 1), ("./", -1), ("a/b/c/", 1)])
@@ -433,10 +434,10 @@ def test_a_member_too_large_and_an_image_too_large(mirror, few, monkeypatch):
     for pixels, text in ((100_000, "too many pixels"), (50_000, "cannot be decoded")):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
         refused(lambda: datasets.load("waterbirds", size=16), "001.Bird/b.png", text)
-    monkeypatch.setattr(archives, "LARGEST_MEMBER", 100)
+    monkeypatch.setattr(files, "LARGEST_MEMBER", 100)
     refused(lambda: datasets.load("waterbirds", size=16), "Bird_0000", "allowed: 100 bytes")
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
-    monkeypatch.setattr(archives, "LARGEST_MEMBER", 10**6)
+    monkeypatch.setattr(files, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(files, "LARGEST_MEMBER", 10**6)
     refused(lambda: datasets.load("waterbirds", size=16), "number 4", "3 members")
 
 
@@ -464,19 +465,19 @@ def test_an_unknown_file_until_it_is_accepted(mirror, few):
     words = ["no known edition", "resized-128", "--accept"]
     refused(lambda: datasets.fetch("waterbirds"), *words)
     assert not (paths.data_folder() / "waterbirds").exists()
-    refused(lambda: archives.accept(waterbirds.ORIGIN, "mine"), "is not in")
+    refused(lambda: files.accept(waterbirds.RECIPE, "mine"), "is not in")
     (paths.data_folder() / "waterbirds").mkdir(parents=True)
     path = paths.data_folder() / "waterbirds" / "waterbirds_v1.0.tar.gz"
     path.write_bytes((folder / path.name).read_bytes())
     refused(lambda: datasets.verify("waterbirds"), *words)
-    refused(lambda: archives.accept(waterbirds.ORIGIN, "../x"), "'../x'")
-    assert [archive.edition for archive in archives.accept(waterbirds.ORIGIN, "mine-16")] == ["mine-16"]
+    refused(lambda: files.accept(waterbirds.RECIPE, "../x"), "'../x'")
+    assert [archive.edition for archive in files.accept(waterbirds.RECIPE, "mine-16")] == ["mine-16"]
     assert datasets.load("waterbirds", size=16).edition == "mine-16 at 16x16"
     assert "edition mine-16" in datasets.verify("waterbirds")[0]
     path.write_bytes(path.read_bytes() + b"\0")
     refused(lambda: datasets.load("waterbirds", size=16), *words)
     path.write_bytes(PAGE)
-    refused(lambda: archives.accept(waterbirds.ORIGIN, "mine-16"), "HTML page")
+    refused(lambda: files.accept(waterbirds.RECIPE, "mine-16"), "HTML page")
 
 
 def test_the_mirror_is_not_needed_afterwards(mirror, few, monkeypatch):
@@ -505,7 +506,7 @@ def test_two_packed_editions_without_their_archives(mirror, few):
         datasets.load("waterbirds", size=16)
         (paths.data_folder() / "waterbirds" / "waterbirds_v1.0.tar.gz").unlink()
         if edition == "one":  # another folder's archive takes its place; the mirror has the other one
-            here = archives.find(waterbirds.ORIGIN)
+            here = files.find(waterbirds.RECIPE)
             assert here[0].edition == "one"
             here[0].path.unlink()
             packed = paths.data_folder() / "waterbirds" / "packed"
@@ -619,8 +620,7 @@ def test_celeba_by_hand(mirror, folders, monkeypatch):
     known = {
         k: {hashlib.md5(v).hexdigest(): "official"} for k, v in (texts | {"img_align_celeba.zip": content}).items()
     }
-    monkeypatch.setattr(celeba, "ORIGIN", origin := replace(celeba.ORIGIN, known=known))
-    monkeypatch.setattr(celeba, "RECIPE", replace(celeba.RECIPE, origin=origin))
+    monkeypatch.setattr(celeba, "RECIPE", replace(celeba.RECIPE, known=known))
     assert datasets.load("celeba", size="20x16").edition == "official at 20x16"
 
 
@@ -667,7 +667,7 @@ def test_utkface(mirror):
 def test_utkface_splits_by_name_whatever_the_order_and_the_size(mirror, folders, monkeypatch):
     def splits(members):
         data = images.read(utkface.RECIPE, size=16).columns
-        split = images.random_split(data["name"], data["content"], shares=utkface.SHARES)
+        split = images.random_split(data["name"], data["content"], shares=(0.7, 0.1, 0.2))
         return dict(zip(data["name"].tolist(), split.tolist(), strict=True))
 
     found = []
@@ -818,8 +818,9 @@ def server(folders, monkeypatch):
     thread = threading.Thread(target=here.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the pause between attempts
     monkeypatch.setitem(
-        datasets.source("geode").call("ORIGIN").address, "geode.zip", f"http://127.0.0.1:{here.server_port}/geode.zip"
+        datasets.source("geode").call("RECIPE").address, "geode.zip", f"http://127.0.0.1:{here.server_port}/geode.zip"
     )
     yield state
     here.shutdown()
@@ -838,7 +839,13 @@ def test_a_download_goes_on_where_it_broke_off(server):
     assert starts[0] == 0 < starts[1] < starts[2]
     assert datasets.load("geode", size=16).edition == "official at 16x16"
     datasets.fetch("geode")
-    assert len(server["asked"]) == 3
+    assert len(server["asked"]) == len(starts)
+
+
+def test_two_that_fetch_at_once_fetch_once(server):
+    with ThreadPoolExecutor(2) as pool:
+        found = [job.result() for job in [pool.submit(datasets.fetch, "geode") for _ in range(2)]]
+    assert found[0] == found[1] and found[0][0].read_bytes() == server["content"] and len(server["asked"]) == 1
 
 
 def test_a_server_without_ranges(server):
@@ -863,7 +870,7 @@ def test_a_page_or_nothing_instead(server, monkeypatch):
 
 
 def test_a_mirror_address(server, monkeypatch, mirror):
-    address = datasets.source("geode").call("ORIGIN").address["geode.zip"].rsplit("/", 1)[0]
+    address = datasets.source("geode").call("RECIPE").address["geode.zip"].rsplit("/", 1)[0]
     monkeypatch.setenv("FAIRTUNING_MIRROR", address + "/")
     refused(lambda: datasets.fetch("geode"), f"{address}/geode/geode.zip", "no known edition")
     assert left_over() == []
@@ -882,7 +889,7 @@ def test_scripts(mirror, few, monkeypatch, capsys, name):
         return status.value.code, *capsys.readouterr()
 
     with monkeypatch.context() as patched:  # "--verify" fetches nothing
-        patched.setattr(archives, "_download", None)
+        patched.setattr(files, "_download", None)
         code, out, error = run("--verify")
     assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and name in error
     found, texts = faces()
@@ -915,7 +922,7 @@ def real_members(origin, most=8):
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     names, texts, contents, first = [], {}, [], []
-    for name, content in archives.members(path):
+    for name, content in files.members(path):
         if name.endswith(".jpg"):
             names.append(PurePosixPath(name))
             contents.append(hashlib.sha256(content()).digest() if origin.name == "utkface" else None)
@@ -923,26 +930,26 @@ def real_members(origin, most=8):
                 first.append(images.decode(content(), (64, 48)))
         else:
             texts[PurePosixPath(name).name] = content().decode()
-    return archives.identify(origin, path).edition, names, texts, contents, first
+    return files.identify(origin, path).edition, names, texts, contents, first
 
 
 @real
 def test_real_waterbirds():
-    edition, names, texts, _, first = real_members(waterbirds.ORIGIN)
+    edition, names, texts, _, first = real_members(waterbirds.RECIPE)
     assert edition == "resized-128" and len(first) == 8
     listed, columns = waterbirds._labels(texts, [])
-    assert set(listed) == {waterbirds._image(name) for name in names} and len(listed) == len(names) == 11_788
+    assert set(listed) == {waterbirds.RECIPE.image(name) for name in names} and len(listed) == len(names) == 11_788
     cells = np.bincount(4 * columns["split"] + 2 * columns["label"] + columns["group"]).reshape(3, 4)
     assert cells.tolist() == [list(counts) for counts in waterbirds.COUNTS.values()]
 
 
 @real
 def test_real_celeba():
-    edition, names, texts, _, _ = real_members(celeba.ORIGIN)
+    edition, names, texts, _, _ = real_members(celeba.RECIPE)
     assert edition == "resized-64-20000"
     assert sorted(int(name.stem) for name in names) == celeba.numbers("celeba-20000").tolist()
     for file in celeba.TEXTS:
-        assert hashlib.md5(texts[file].encode()).hexdigest() in celeba.ORIGIN.known[file]
+        assert hashlib.md5(texts[file].encode()).hexdigest() in celeba.RECIPE.known[file]
     listed, columns = celeba._labels(texts, [])
     assert len(listed) == 202_599 and np.bincount(columns["split"]).tolist() == [162_770, 19_867, 19_962]
     cells = 2 * (columns["Blond_Hair"] > 0) + (columns["Male"] > 0)
@@ -951,7 +958,7 @@ def test_real_celeba():
 
 @real
 def test_real_utkface():
-    edition, names, _, contents, _ = real_members(utkface.ORIGIN)
+    edition, names, _, contents, _ = real_members(utkface.RECIPE)
     listed, columns = utkface._labels({}, [name.name for name in names])
     assert edition == "resized-112" and len(names) == 23_708 and len(listed) == 23_705
     assert columns["age"].min() == 1 and columns["age"].max() == 116

@@ -20,7 +20,7 @@ from fairtuning.collaboration import exchange, leakage, parties
 from fairtuning.collaboration.parties import METHODS as PARTY_METHODS
 from fairtuning.collaboration.parties import RAISED, SENSITIVE, turns
 from fairtuning.collaboration.transcript import Transcript, compare, verify
-from fairtuning.datasets import archives, celeba
+from fairtuning.datasets import celeba, files
 from fairtuning.plan import best, seeded
 from fairtuning.runs import Store, key_of, pack, unpack
 from fairtuning.studies import kamalaruban2025
@@ -425,7 +425,7 @@ def test_the_profile_paper_end_to_end(paper, folders, monkeypatch):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_without_records_no_data_is_needed(folders, monkeypatch, profile):
-    monkeypatch.setattr(archives, "find", None)
+    monkeypatch.setattr(files, "find", None)
     forget()
     assert {verdict.verdict for verdict in report.verdicts("kamalaruban2025", profile=profile)} == {"not yet"}
     rows = [row for row in report.coverage(profile=profile) if row["paper"] == "kamalaruban2025"]
@@ -433,7 +433,7 @@ def test_without_records_no_data_is_needed(folders, monkeypatch, profile):
 
 
 def test_the_committed_profiles_fit_the_data():
-    assert celeba.ORIGIN.known["celeba.tar.gz"].popitem()[1] == PROFILES["compact"]["data"]["celeba"]["edition"]
+    assert celeba.RECIPE.known["celeba.tar.gz"].popitem()[1] == PROFILES["compact"]["data"]["celeba"]["edition"]
 
 
 # ---------------------------------------------------------------------------------------- from records to our numbers

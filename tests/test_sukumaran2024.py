@@ -459,7 +459,7 @@ def paper(folders, monkeypatch):
     entry = {"file": "waterbirds/waterbirds_v1.0.tar.gz", "sha256": hashlib.sha256(content).hexdigest()}
     (folder.parent / "MANIFEST.json").write_text(json.dumps([entry | {"edition": "official"}]))
     monkeypatch.setenv("FAIRTUNING_MIRROR", str(folder.parent))
-    monkeypatch.setattr(waterbirds, "COUNTS", dict.fromkeys(waterbirds.SPLITS, (3, 3, 3, 3)))
+    monkeypatch.setattr(waterbirds, "COUNTS", dict.fromkeys(waterbirds.COUNTS, (3, 3, 3, 3)))
     settings = {"device": "cpu", "precision": "float32", "weights": "random", "batch_size": 8}
     tiny = {
         "seeds": 2,
@@ -554,7 +554,7 @@ def states(profile):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_without_records_no_data_is_needed(folders, monkeypatch, profile):
-    monkeypatch.setattr("fairtuning.datasets.archives.find", None)
+    monkeypatch.setattr("fairtuning.datasets.files.find", None)
     forget()
     state = states(profile)
     assert state["Table 2"][1].startswith("no records of LoRA, FairLoRA, FFT")

@@ -1,12 +1,14 @@
 """Grouped data: every data set gives inputs, a label, a group and a split, with names for their values."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fairtuning import FairtuningError
@@ -20,6 +22,18 @@ def check_choice(what: str, value: str, allowed: Collection[str]) -> None:
     """Raises DataError, in one line, unless ``value`` is among ``allowed``."""
     if value not in allowed:
         raise DataError(f"{what} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def check_task(label: str, group: str, labels: Collection[str], groups: Collection[str] | None = None) -> None:
+    """Raises DataError unless label and group are different columns, each among those allowed (default: ``labels``)."""
+    check_choice("label", label, labels)
+    check_choice("group", group, labels if groups is None else groups)
+    if label == group:
+        raise DataError(f"label and group are both {label!r}; they must differ")
+
+
+#: Values ``[N]`` and what they stand for: 1 is the second name.
+Named = tuple[ArrayLike, Sequence[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +73,15 @@ class GroupedData:
             if empty := sorted(set(range(len(names))) - found):
                 raise DataError(f"{self.name}: no example with {what} {names[empty[0]]!r}; every {what} needs one")
 
+    @classmethod
+    def of(cls, name: str, edition: str, digest: str, inputs: ArrayLike, **columns: Any) -> Self:
+        """The same, where ``label``, ``group`` and ``split`` are each values of any integer type and their names."""
+        for what in ("label", "group", "split"):
+            values, names = columns[what]
+            columns[what] = torch.from_numpy(np.asarray(values, dtype=np.int64))
+            columns[f"{what}_names"] = tuple(map(str, names))
+        return cls(name, edition, digest, torch.as_tensor(inputs), **columns)
+
     def part(self, split: str) -> Tensor:
         """Indices ``[n]`` of the examples of one split."""
         if split not in self.split_names:
@@ -71,56 +94,47 @@ class Source:
     """What the command line says of a data set, and the module of this package that reads it."""
 
     title: str
-    module: str
-    reader: str
     licence: str
     needs: str  # what a user must have: "nothing" for embedded data
+    module: str
+    reader: str = "read"
+    images: bool = True  # then the module has a RECIPE
 
     def call(self, function: str) -> Callable:
         return getattr(import_module(f"fairtuning.datasets.{self.module}"), function)
 
 
+CENSUS = "synthetic census with an adjustable bias"
+DIGITS = "scikit-learn's digits with a background shortcut"
+PARITY = "scikit-learn's digits, even or odd, on coloured grounds"
 SOURCES: dict[str, Source] = {
-    "adult": Source("Adult (census income, UCI)", "adult", "read", "CC BY 4.0", "6 MB download"),
-    "census": Source("synthetic census with an adjustable bias", "embedded", "census", "MIT (generated)", "nothing"),
-    "digits": Source(
-        "scikit-learn's digits with a background shortcut", "embedded", "digits", "BSD-3-Clause", "nothing"
-    ),
-    "parity": Source(
-        "scikit-learn's digits, even or odd, on coloured grounds", "embedded", "parity", "BSD-3-Clause", "nothing"
-    ),
+    "adult": Source("Adult (census income, UCI)", "CC BY 4.0", "6 MB download", "adult", images=False),
+    "census": Source(CENSUS, "MIT (generated)", "nothing", "embedded", "census", images=False),
+    "digits": Source(DIGITS, "BSD-3-Clause", "nothing", "embedded", "digits", images=False),
+    "parity": Source(PARITY, "BSD-3-Clause", "nothing", "embedded", "parity", images=False),
     "waterbirds": Source(
         "Waterbirds (birds on land and water backgrounds)",
-        "waterbirds",
-        "read",
         "non-commercial research (CUB-200-2011, Places)",
         "0.5 GB download",
+        "waterbirds",
     ),
     "celeba": Source(
         "CelebA (faces of celebrities, 40 attributes)",
-        "celeba",
-        "read",
         "non-commercial research by agreement, no redistribution",
         "1.4 GB, put in place by hand after agreeing",
+        "celeba",
     ),
     "utkface": Source(
-        "UTKFace (faces with age, gender, race)",
-        "utkface",
-        "read",
-        "non-commercial research",
-        "0.1 GB, put in place by hand",
+        "UTKFace (faces with age, gender, race)", "non-commercial research", "0.1 GB, put in place by hand", "utkface"
     ),
     "lfw": Source(
         "LFW, deep-funneled (news photographs with attributes)",
-        "lfw",
-        "read",
         "research; the photographs stay those of their owners",
         "0.1 GB, put in place by hand",
+        "lfw",
     ),
-    "aircraft": Source(
-        "FGVC-Aircraft (100 variants)", "aircraft", "read", "non-commercial research", "2.8 GB download"
-    ),
-    "geode": Source("GeoDE (40 objects, 6 regions)", "geode", "read", "CC BY 4.0", "download of many GB"),
+    "aircraft": Source("FGVC-Aircraft (100 variants)", "non-commercial research", "2.8 GB download", "aircraft"),
+    "geode": Source("GeoDE (40 objects, 6 regions)", "CC BY 4.0", "download of many GB", "geode"),
 }
 
 
@@ -137,15 +151,23 @@ def load(name: str, **options) -> GroupedData:
 
 def fetch(name: str) -> list[Path]:
     """Brings the official files of ``name`` into the data folder, checked by SHA-256; [] for embedded data."""
+    from fairtuning.datasets import files
+
+    if source(name).images:
+        return [archive.path for archive in files.find(source(name).call("RECIPE"))]
     return source(name).call("fetch")() if source(name).needs != "nothing" else []
 
 
 def verify(name: str) -> list[str]:
     """One line per file of ``name`` already here; raises DataError on a missing or changed one."""
-    if source(name).needs == "nothing":
-        data = load(name)
-        return [f"{name}: generated, {len(data.label)} examples, digest {data.digest[:12]}"]
-    return source(name).call("verify")()
+    from fairtuning.datasets import images
+
+    if source(name).images:
+        return images.verify(source(name).call("RECIPE"))
+    if source(name).needs != "nothing":
+        return source(name).call("verify")()
+    data = load(name)
+    return [f"{name}: generated, {len(data.label)} examples, digest {data.digest[:12]}"]
 
 
 def pack(name: str, **options) -> GroupedData:
@@ -154,7 +176,7 @@ def pack(name: str, **options) -> GroupedData:
     ``options`` (size, crop, faulty, edition) as for ``load``, which does the same; a packed edition can be carried to
     another machine, into ``<data folder>/<name>/packed/``, without its archive.
     """
-    if "size" not in signature(source(name).call(source(name).reader)).parameters:
+    if not source(name).images:
         raise DataError(f"{name} has no images to pack")
     return load(name, **options)
 

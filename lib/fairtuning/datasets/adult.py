@@ -10,12 +10,12 @@ variant.
 
 import csv
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from fairtuning.datasets import DataError, GroupedData, files
+from fairtuning.datasets import DataError, GroupedData, check_choice, files
 from fairtuning.paths import data_folder
 
 ADDRESS = "https://archive.ics.uci.edu/ml/machine-learning-databases/adult"
@@ -24,21 +24,9 @@ FILES = {
     "adult.test": "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",
 }
 COLUMNS = [
-    "age",
-    "workclass",
-    "fnlwgt",
-    "education",
-    "education-num",
-    "marital-status",
-    "occupation",
-    "relationship",
-    "race",
-    "sex",
-    "capital-gain",
-    "capital-loss",
-    "hours-per-week",
-    "native-country",
-]
+    "age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation", "relationship", "race",
+    "sex", "capital-gain", "capital-loss", "hours-per-week", "native-country",
+]  # fmt: skip
 NUMERIC = {"age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week"}
 GROUPS = ("Female", "Male")
 LABELS = ("<=50K", ">50K")
@@ -49,7 +37,11 @@ ENCODINGS = ("integer", "one-hot")
 
 
 def fetch() -> list[Path]:
-    return files.fetch("adult", FILES, address=ADDRESS)
+    paths = [data_folder() / "adult" / file for file in FILES]
+    for path, expected in zip(paths, FILES.values(), strict=True):
+        if not (path.is_file() and files.sha256(path) == expected):
+            files.fetch(path, partial(files.check, expected=expected), address=f"{ADDRESS}/{path.name}")
+    return paths
 
 
 def verify() -> list[str]:
@@ -86,19 +78,14 @@ def read_rows(path: Path) -> list[list[str]]:
 
 def read(*, encoding: str = "integer", split_seed: int = 0) -> GroupedData:
     """Adult as grouped data: inputs ``[46033, 13]`` float64, label 1 = over 50K, group 0 = female, 1 = male."""
-    if encoding not in ENCODINGS:
-        raise DataError(f"encoding is {encoding!r}; allowed: {', '.join(ENCODINGS)}")
+    check_choice("encoding", encoding, ENCODINGS)
     paths = fetch()
     training, test = (
         [row for row in read_rows(path) if row[1] != "?" and row[6] != "?"]  # workclass, occupation
         for path in paths
     )
-    split = np.concatenate(
-        [
-            _split(len(training), SIZES["pretraining"], split_seed, first=0),
-            _split(len(test), SIZES["validation"], split_seed, first=2),
-        ]
-    )
+    halves = (training, "pretraining", 0), (test, "validation", 2)
+    split = np.concatenate([_split(len(rows), SIZES[part], split_seed, first=first) for rows, part, first in halves])
     sizes = dict(zip(SPLITS, np.bincount(split, minlength=4).tolist(), strict=True))
     if sizes != SIZES:
         raise DataError(f"{paths[0].parent}: split sizes are {sizes}, expected {SIZES}")
@@ -107,17 +94,14 @@ def read(*, encoding: str = "integer", split_seed: int = 0) -> GroupedData:
     reference = inputs[split == 0]
     spread = reference.std(0)
     inputs = (inputs - reference.mean(0)) / np.where(spread > 0, spread, 1.0)
-    return GroupedData(
-        name="adult",
-        edition="official",
-        digest=hashlib.sha256("".join(FILES.values()).encode()).hexdigest(),
-        inputs=torch.from_numpy(inputs),
-        label=torch.tensor([LABELS.index(value) for value in columns[-1]]),
-        group=torch.tensor([GROUPS.index(value) for value in columns[9]]),
-        split=torch.from_numpy(split),
-        label_names=LABELS,
-        group_names=GROUPS,
-        split_names=SPLITS,
+    return GroupedData.of(
+        "adult",
+        "official",
+        hashlib.sha256("".join(FILES.values()).encode()).hexdigest(),
+        inputs,
+        label=([LABELS.index(value) for value in columns[-1]], LABELS),
+        group=([GROUPS.index(value) for value in columns[9]], GROUPS),
+        split=(split, SPLITS),
         feature_names=tuple(names),
     )
 

@@ -7,89 +7,55 @@ The lists name all images; only the rows whose image is there are kept, so a sub
 
 import base64
 import io
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.resources import files as resources
-from pathlib import Path, PurePosixPath
+from importlib import resources
+from typing import Any
 
 import numpy as np
-import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
+from fairtuning.datasets import DataError, GroupedData, check_choice, images
 
-SPLITS = ("training", "validation", "test")
 TEXTS = ("list_attr_celeba.txt", "list_eval_partition.txt")
 #: Committed lists of image numbers (never images), so that anyone with the official archive can make the same subset.
 SUBSETS = ("celeba-20000",)
-
-ORIGIN = archives.Origin(
-    name="celeba",
-    sets=(("img_align_celeba.zip", *TEXTS), ("celeba.tar.gz",)),
-    known={
-        "img_align_celeba.zip": {"00d2c5bc6d35e252742224ab0c1e8fcb": "official"},
-        "list_attr_celeba.txt": {"75e246fa4810816ffd6ee81facbd244c": "official"},
-        "list_eval_partition.txt": {"d32c9cbf5e040fd4025c592c306e6668": "official"},
-        "celeba.tar.gz": {
-            "6d0689fd67e69cb1b281e926d3ababc6c74ba175935f117e2085d0ea700dce86": "resized-64-20000",
-        },
-    },
-    manual=(
-        "read the CelebA agreement (non-commercial research, no redistribution) at "
-        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, download them from there in a browser (Google Drive often "
-        "answers with a quota page: try again a day later) and put them into that folder"
-    ),
-)
 
 
 def numbers(subset: str) -> np.ndarray:
     """The image numbers of a committed subset, ascending: 34 stands for 000034.jpg."""
     check_choice("subset", subset, SUBSETS)
-    text = resources("fairtuning.datasets").joinpath("editions", f"{subset}.txt").read_text()
+    text = resources.files("fairtuning.datasets").joinpath("editions", f"{subset}.txt").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     bits = np.frombuffer(zlib.decompress(base64.b64decode("".join(lines))), dtype=np.uint8)
     return np.flatnonzero(np.unpackbits(bits)) + 1
 
 
-def write_numbers(chosen: Sequence[int]) -> str:
-    """The text of such a list: one bit per image number, compressed, in base64."""
-    bits = np.zeros(max(chosen), dtype=np.uint8)
-    bits[np.asarray(chosen) - 1] = 1
-    code = base64.b64encode(zlib.compress(np.packbits(bits).tobytes(), 9)).decode()
-    return "".join(code[i : i + 110] + "\n" for i in range(0, len(code), 110))
-
-
-def _image(member: PurePosixPath) -> str | None:
-    return member.name if len(member.stem) == 6 and member.stem.isdecimal() else None
-
-
-def _labels(texts: Mapping[str, str], names: Sequence[str]) -> tuple[list[str], dict[str, np.ndarray]]:
-    attributes = _table(texts["list_attr_celeba.txt"], "list_attr_celeba.txt", header=True)
-    partition = _table(texts["list_eval_partition.txt"], "list_eval_partition.txt", header=False)
+def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], images.Columns]:
+    attributes, partition = _table(texts, TEXTS[0], header=True), _table(texts, TEXTS[1], header=False)
     split = partition.reindex(attributes.index).to_numpy()[:, 0]
     if np.isnan(split).any():
-        name = attributes.index[np.isnan(split)][0]
-        raise DataError(f"celeba: list_eval_partition.txt does not name {name}")
-    columns = {"split": split.astype(np.int64)}
+        raise DataError(f"celeba: list_eval_partition.txt does not name {attributes.index[np.isnan(split)][0]}")
     for values, allowed, what in ((split, (0, 1, 2), "partition"), (attributes.to_numpy(), (-1, 1), "attribute")):
         if strange := sorted(set(np.unique(values).tolist()) - set(allowed)):
             raise DataError(f"celeba: {what} is {strange[0]}; allowed: {', '.join(map(str, allowed))}")
-    return list(attributes.index), columns | {name: attributes[name].to_numpy(np.int8) for name in attributes}
+    columns = {name: attributes[name].to_numpy(np.int8) for name in attributes}
+    return list(attributes.index), {"split": split.astype(np.int64)} | columns
 
 
-def _table(text: str, name: str, *, header: bool):
+def _table(texts: images.Texts, name: str, *, header: bool):
     import pandas as pd
 
-    lines = text.splitlines()
+    lines = texts[name].splitlines()
     try:
         # The attribute list opens with the number of images and the 40 names, one fewer than each row has fields.
-        rows = "\n".join(lines[2:] if header else lines)
-        columns = lines[1].split() if header else ["partition"]
-        table = pd.read_csv(io.StringIO(rows), sep=r"\s+", header=None, index_col=0)
+        rows = io.StringIO("\n".join(lines[2:] if header else lines))
+        table = pd.read_csv(rows, sep=r"\s+", header=None, index_col=0)
         if header and len(table) != int(lines[0]):
             raise ValueError(f"{len(table)} rows, the first line promises {lines[0]}")
-        table.columns = columns
+        table.columns = lines[1].split() if header else ["partition"]
         if table.isna().to_numpy().any():
             raise ValueError("a row has too few values")
         return table.astype(float)
@@ -97,7 +63,26 @@ def _table(text: str, name: str, *, header: bool):
         raise DataError(f"celeba: {name} cannot be read ({' '.join(str(error).split())})") from None
 
 
-RECIPE = images.Recipe(ORIGIN, _image, TEXTS, _labels, all_listed=False)
+RECIPE = images.Recipe(
+    name="celeba",
+    sets=(("img_align_celeba.zip", *TEXTS), ("celeba.tar.gz",)),
+    known={
+        "img_align_celeba.zip": {"00d2c5bc6d35e252742224ab0c1e8fcb": "official"},
+        "list_attr_celeba.txt": {"75e246fa4810816ffd6ee81facbd244c": "official"},
+        "list_eval_partition.txt": {"d32c9cbf5e040fd4025c592c306e6668": "official"},
+        "celeba.tar.gz": {"6d0689fd67e69cb1b281e926d3ababc6c74ba175935f117e2085d0ea700dce86": "resized-64-20000"},
+    },
+    manual=(
+        "read the CelebA agreement (non-commercial research, no redistribution) at "
+        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, download them from there in a browser (Google Drive often "
+        "answers with a quota page: try again a day later) and put them into that folder"
+    ),
+    labels=_labels,
+    size="80x64",
+    texts=TEXTS,
+    image=lambda member: member.name if re.fullmatch(r"\d{6}", member.stem) else None,
+    all_listed=False,
+)
 
 
 @cache
@@ -106,41 +91,11 @@ def _subset(name: str) -> images.Recipe:
     return replace(RECIPE, subset=name, image=lambda member: member.name if member.name in chosen else None)
 
 
-def read(
-    *,
-    label: str = "Blond_Hair",
-    group: str = "Male",
-    size: int | str | Sequence[int] = "80x64",
-    crop: str = "center",
-    subset: str = "",
-    faulty: str = "refuse",
-    edition: str = "",
-) -> GroupedData:
+def read(*, label: str = "Blond_Hair", group: str = "Male", subset: str = "", **how: Any) -> GroupedData:
     """CelebA as grouped data: inputs ``[N, 3, height, width]`` uint8; label and group are attributes, 1 = present.
 
-    ``subset="celeba-20000"`` keeps the images of the compact edition out of the official archive.
+    ``subset="celeba-20000"`` keeps the images of the compact edition out of the official archive. ``how``: as for
+    `images.read`.
     """
-    recipe = _subset(subset) if subset else RECIPE
-    packed = images.read(recipe, size=size, crop=crop, faulty=faulty, edition=edition)
-    attributes = sorted(set(packed.columns) - {"split", "name", "content"})
-    check_choice("label", label, attributes)
-    check_choice("group", group, attributes)
-    if label == group:
-        raise DataError(f"label and group are both {label!r}; they must differ")
-    return packed.grouped(
-        name="celeba",
-        label=torch.from_numpy((packed.columns[label] > 0).astype(np.int64)),
-        group=torch.from_numpy((packed.columns[group] > 0).astype(np.int64)),
-        split=torch.from_numpy(packed.columns["split"]),
-        label_names=(f"not {label}", label),
-        group_names=(f"not {group}", group),
-        split_names=SPLITS,
-    )
-
-
-def fetch() -> list[Path]:
-    return [archive.path for archive in archives.find(ORIGIN)]
-
-
-def verify() -> list[str]:
-    return images.verify(RECIPE)
+    packed = images.read(_subset(subset) if subset else RECIPE, **how)
+    return packed.by_attributes(label, group, packed.columns["split"])

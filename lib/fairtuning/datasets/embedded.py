@@ -7,7 +7,6 @@ import hashlib
 import json
 
 import numpy as np
-import torch
 
 from fairtuning.datasets import DataError, GroupedData, check_choice
 
@@ -40,19 +39,10 @@ def census(*, n: int = 6000, bias: float = 1.0, seed: int = 0, split_seed: int =
     inputs = np.concatenate([readings, proxies, noise], axis=1)
     split = np.searchsorted(np.array([0.40, 0.66, 0.77]), (np.arange(n) + 0.5) / n, side="right")
     split = split[np.random.default_rng([split_seed, 1]).permutation(n)]
-    return GroupedData(
-        name="census",
-        edition="synthetic",
-        digest=_digest("census", 1, n, bias, seed, split_seed),
-        inputs=torch.from_numpy(inputs),
-        label=torch.from_numpy(label),
-        group=torch.from_numpy(group),
-        split=torch.from_numpy(split),
-        label_names=("low", "high"),
-        group_names=("A", "B"),
-        split_names=SPLITS,
-        feature_names=("test score", "schooling", "reference", "interview", "district", "club", "noise 1", "noise 2"),
-    )
+    kinds = ("test score", "schooling", "reference", "interview", "district", "club", "noise 1", "noise 2")
+    made = "census", "synthetic", _digest("census", 1, n, bias, seed, split_seed), inputs
+    named = {"label": (label, ("low", "high")), "group": (group, ("A", "B")), "split": (split, SPLITS)}
+    return GroupedData.of(*made, **named, feature_names=kinds)
 
 
 def digits(*, alignment: float = 0.9, seed: int = 0, split_seed: int = 0) -> GroupedData:
@@ -74,18 +64,8 @@ def digits(*, alignment: float = 0.9, seed: int = 0, split_seed: int = 0) -> Gro
     bright = np.zeros((8, 8))
     bright[4:] = 8.0
     images = np.maximum(images, group[:, None] * bright.reshape(1, 64))
-    return GroupedData(
-        name="digits",
-        edition="background-shortcut",
-        digest=_digest("digits", 1, alignment, seed, split_seed),
-        inputs=torch.from_numpy(images / 16.0),
-        label=torch.from_numpy(label.astype(np.int64)),
-        group=torch.from_numpy(group.astype(np.int64)),
-        split=torch.from_numpy(split),
-        label_names=tuple(str(digit) for digit in range(10)),
-        group_names=("plain", "bright"),
-        split_names=SPLITS,
-    )
+    made = "digits", "background-shortcut", _digest("digits", 1, alignment, seed, split_seed), images / 16.0
+    return GroupedData.of(*made, label=(label, range(10)), group=(group, ("plain", "bright")), split=(split, SPLITS))
 
 
 def parity(*, label: str = "parity", alignment: float = 0.95, seed: int = 0, split_seed: int = 0) -> GroupedData:
@@ -103,18 +83,10 @@ def parity(*, label: str = "parity", alignment: float = 0.95, seed: int = 0, spl
     digit, split, group = digit[index], split[index], np.concatenate([group, 1 - group[twins]])
     ink = images[index].reshape(-1, 1, 8, 8) / 16
     pixels = 255 * ink + (1 - ink) * np.array(GROUNDS)[group][:, :, None, None]
-    return GroupedData(
-        name="parity",
-        edition="coloured-ground",
-        digest=_digest("parity", 1, label, alignment, seed, split_seed),
-        inputs=torch.from_numpy(pixels.round().astype(np.uint8)),
-        label=torch.from_numpy((digit % 2 if label == "parity" else digit).astype(np.int64)),
-        group=torch.from_numpy(group.astype(np.int64)),
-        split=torch.from_numpy(split),
-        label_names=("even", "odd") if label == "parity" else tuple(str(value) for value in range(10)),
-        group_names=("orange", "blue"),
-        split_names=SPLITS,
-    )
+    made = "parity", "coloured-ground", _digest("parity", 1, label, alignment, seed, split_seed)
+    labels = (digit % 2, ("even", "odd")) if label == "parity" else (digit, range(10))
+    inputs, grounds = pixels.round().astype(np.uint8), ("orange", "blue")
+    return GroupedData.of(*made, inputs, label=labels, group=(group, grounds), split=(split, SPLITS))
 
 
 def _read_digits(alignment: float, split_seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,26 +4,15 @@ Label: the object; group: the region. There is no official split. arXiv 2410.173
 20 % are the test part and an eighth of the rest is the validation part, by seed 0.
 """
 
-import csv
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
-import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, images
+from fairtuning.datasets import DataError, GroupedData, images
 
 GROUPS = ("Africa", "Americas", "EastAsia", "Europe", "SouthEastAsia", "WestAsia")
-SPLITS = ("training", "validation", "test")
-SHARES = (0.7, 0.1, 0.2)
-
-ORIGIN = archives.Origin(
-    name="geode",
-    sets=(("geode.zip",),),
-    known={},
-    address={"geode.zip": "https://geodiverse-data-collection.cs.princeton.edu/geode.zip"},
-    manual="download it from https://geodiverse-data-collection.cs.princeton.edu (CC BY)",
-)
 
 
 def _image(member: PurePosixPath) -> str | None:
@@ -32,51 +21,38 @@ def _image(member: PurePosixPath) -> str | None:
     return "/".join(parts[parts.index("images") + 1 :]) if "images" in parts[:-1] else None
 
 
-def _labels(texts: Mapping[str, str], names: Sequence[str]) -> tuple[list[str], dict[str, np.ndarray]]:
-    rows = csv.DictReader(texts["index.csv"].splitlines())
-    if missing := {"file_path", "object", "region"} - set(rows.fieldnames or ()):
-        raise DataError(f"geode: index.csv has no column {', '.join(sorted(missing))}")
+def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], images.Columns]:
     listed, objects, regions = [], [], []
-    for number, row in enumerate(rows, 2):
-        region = (row["region"] or "").replace(" ", "")
+    for where, row in images.rows(texts["index.csv"], "geode: index.csv", "file_path", "object", "region"):
+        region = row["region"].replace(" ", "")
         if region not in GROUPS:
-            raise DataError(f"geode: index.csv, line {number}: region {region!r}, expected one of {', '.join(GROUPS)}")
+            raise DataError(f"{where}region {region!r}, expected one of {', '.join(GROUPS)}")
         if not row["object"]:
-            raise DataError(f"geode: index.csv, line {number}: no object")
+            raise DataError(f"{where}no object")
         listed.append(row["file_path"].removeprefix("./").removeprefix("images/"))
         objects.append(row["object"].strip().replace("_", " "))
         regions.append(GROUPS.index(region))
     return listed, {"object": np.array(objects), "group": np.array(regions, dtype=np.int64)}
 
 
-RECIPE = images.Recipe(ORIGIN, _image, ("index.csv",), _labels)
+RECIPE = images.Recipe(
+    name="geode",
+    sets=(("geode.zip",),),
+    known={},
+    address={"geode.zip": "https://geodiverse-data-collection.cs.princeton.edu/geode.zip"},
+    manual="download it from https://geodiverse-data-collection.cs.princeton.edu (CC BY)",
+    labels=_labels,
+    size=224,
+    texts=("index.csv",),
+    image=_image,
+)
 
 
-def read(
-    *,
-    size: int | str | Sequence[int] = 224,
-    crop: str = "center",
-    split_seed: int = 0,
-    faulty: str = "refuse",
-    edition: str = "",
-) -> GroupedData:
-    """GeoDE as grouped data: inputs ``[N, 3, height, width]`` uint8, label = object, group = region."""
-    packed = images.read(RECIPE, size=size, crop=crop, faulty=faulty, edition=edition)
+def read(*, split_seed: int = 0, **how: Any) -> GroupedData:
+    """GeoDE as grouped data: inputs ``[N, 3, height, width]`` uint8, label = object, group = region.
+
+    ``how``: as for `images.read`.
+    """
+    packed = images.read(RECIPE, **how)
     names, label = np.unique(packed.columns["object"], return_inverse=True)
-    return packed.grouped(
-        name="geode",
-        label=torch.from_numpy(label),
-        group=torch.from_numpy(packed.columns["group"]),
-        split=images.random_split(packed.columns["name"], packed.columns["content"], shares=SHARES, seed=split_seed),
-        label_names=tuple(names.tolist()),
-        group_names=GROUPS,
-        split_names=SPLITS,
-    )
-
-
-def fetch() -> list[Path]:
-    return [archive.path for archive in archives.find(ORIGIN)]
-
-
-def verify() -> list[str]:
-    return images.verify(RECIPE)
+    return packed.grouped((label, names), (packed.columns["group"], GROUPS), packed.random_split(split_seed))

@@ -7,13 +7,14 @@ columns of its labels (``.npz``) and what was read (``.json``: edition, digests,
 maps the file, in milliseconds, and needs neither the archive nor a network.
 """
 
+import csv
 import hashlib
 import io
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,9 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fairtuning.datasets import DataError, GroupedData, archives, check_choice, files
+from fairtuning.datasets import DataError, GroupedData, Named, check_choice, check_task, files
 from fairtuning.paths import data_folder
 
 #: "center": scaled until it covers the size, the middle kept. "stretch": scaled to the size, the aspect ratio lost.
@@ -37,26 +39,30 @@ FORMATS = ("JPEG", "PNG")
 #: Raised by hand when decoding changes its meaning, so that older files are made again.
 VERSION = 1
 
-Columns = Mapping[str, np.ndarray]
+SPLITS = ("training", "validation", "test")
+
+Texts = Mapping[str, Any]  # str, or bytes of an .npz
+Columns = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How one data set is read.
+@dataclass(frozen=True, kw_only=True)
+class Recipe(files.Origin):
+    """Where one data set comes from, and how it is read.
 
-    ``image(member)``: the name under which a member's labels are listed, None for what is no image of this data set.
-    ``texts``: base names of the lists that ``labels`` needs; ``optional``: of those that it uses where they are there
-    (an ``.npz`` comes as bytes). ``labels(texts, names)``: the names that have labels, and columns of one value each.
-    ``version``: raised by hand when ``labels`` changes its meaning. ``trim``: rows of the
-    original image to cut off at the bottom. ``all_listed``: a listed image that is not there is a fault.
-    ``unlabelled``: why images without a label are known to exist and are left out; "" makes each one a fault.
-    ``subset``: the name of the part of the images that ``image`` lets through; "" for all.
+    ``labels(texts, names)``: of the images ``names`` or of all, the names that have labels, and columns of one value
+    each. ``texts``: base names of the lists that it needs; ``optional``: of those that it uses where they are there (an
+    ``.npz`` comes as bytes). ``size``: what images are read at unless another one is asked for. ``image(member)``: the
+    name under which a member's labels are listed, None for what is no image of this data set. ``version``: raised by
+    hand when ``labels`` changes its meaning. ``trim``: rows of the original image to cut off at the bottom.
+    ``all_listed``: a listed image that is not there is a fault. ``unlabelled``: why images without a label are known to
+    exist and are left out; "" makes each one a fault. ``subset``: the name of the part of the images that ``image``
+    lets through; "" for all.
     """
 
-    origin: archives.Origin
-    image: Callable[[PurePosixPath], str | None]
-    texts: tuple[str, ...]
-    labels: Callable[[Mapping[str, str | bytes], Sequence[str]], tuple[Sequence[str], Columns]]
+    labels: Callable[[Texts, Sequence[str]], tuple[Sequence[str], Columns]]
+    size: int | str
+    texts: tuple[str, ...] = ()
+    image: Callable[[PurePosixPath], str | None] = lambda member: member.name
     version: int = 1
     trim: int = 0
     all_listed: bool = True
@@ -70,15 +76,27 @@ class Packed:
     """pixels ``[N, 3, height, width]`` uint8, memory-mapped; columns of N values each (``name`` and ``content``, the
     beginning of the file's SHA-256, among them); edition, digest, and notes on what was left out."""
 
-    pixels: Tensor
-    columns: Columns
+    name: str
     edition: str
     digest: str
+    pixels: Tensor
+    columns: Columns
     notes: tuple[str, ...]
 
-    def grouped(self, **rest: Any) -> GroupedData:
-        """These images as grouped data; ``rest`` are the fields that images do not say: name, label, group, split."""
-        return GroupedData(inputs=self.pixels, edition=self.edition, digest=self.digest, notes=self.notes, **rest)
+    def grouped(self, label: Named, group: Named, split: ArrayLike) -> GroupedData:
+        """These images as grouped data; label and group are values ``[N]`` and what they stand for."""
+        made = self.name, self.edition, self.digest, self.pixels
+        return GroupedData.of(*made, label=label, group=group, split=(split, SPLITS), notes=self.notes)
+
+    def by_attributes(self, label: str, group: str, split: ArrayLike, **named: Sequence[str]) -> GroupedData:
+        """The same by two different attributes, 1 where above 0; ``named``: what some of them are called, 0 and 1."""
+        check_task(label, group, sorted(set(self.columns) - {"split", "name", "content"}))
+        both = [(self.columns[name] > 0, named.get(name, (f"not {name}", name))) for name in (label, group)]
+        return self.grouped(*both, split)
+
+    def random_split(self, seed: int) -> Tensor:
+        """`random_split` of these images into 70 / 10 / 20 %."""
+        return random_split(self.columns["name"], self.columns["content"], shares=(0.7, 0.1, 0.2), seed=seed)
 
 
 def parse_size(size: int | str | Sequence[int]) -> tuple[int, int]:
@@ -101,7 +119,7 @@ def decode(content: bytes, size: tuple[int, int], *, crop: str = "center", trim:
 
     ``trim`` rows of the original are cut off at its bottom first. OSError or ValueError where it is no whole image.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with _open(content) as image:
         original = image.size
@@ -116,17 +134,12 @@ def decode(content: bytes, size: tuple[int, int], *, crop: str = "center", trim:
         if image.mode.startswith("I"):  # 16 bits of grey, which convert() clips; the upper 8, as Pillow reads colour
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image = image.convert("RGB")
-        full_width, full_height = image.size
         if trim:
-            full_height = int(full_height * (1 - trim / original[1]))
-            image = image.crop((0, 0, full_width, full_height))
-        box = (0.0, 0.0, full_width, full_height)
+            image = image.crop((0, 0, image.width, int(image.height * (1 - trim / original[1]))))
         if crop == "center":
-            scale = max(width / full_width, height / full_height)
-            across, down = min(width / scale, full_width), min(height / scale, full_height)  # 1e-13 more is too much
-            left, top = (full_width - across) / 2, (full_height - down) / 2
-            box = (left, top, min(left + across, full_width), min(top + down, full_height))
-        image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+        else:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
@@ -141,14 +154,19 @@ def _open(content: bytes) -> Any:
 
 # ----------------------------------------------------------------------------------------------------------- reading
 def read(
-    recipe: Recipe, *, size: int | str | Sequence[int], crop: str = "center", faulty: str = "refuse", edition: str = ""
+    recipe: Recipe,
+    *,
+    size: int | str | Sequence[int] | None = None,
+    crop: str = "center",
+    faulty: str = "refuse",
+    edition: str = "",
 ) -> Packed:
     """The images of a data set at one size: mapped where they are packed already, else packed first.
 
     ``edition``: which of several packed ones; default: the one of the files in the data folder, or the only one.
     ``faulty="skip"`` leaves out what cannot be decoded or has no label, and says so in the notes; "refuse" raises.
     """
-    size = parse_size(size)
+    size = parse_size(recipe.size if size is None else size)
     check_choice("crop", crop, CROPS)
     check_choice("faulty", faulty, FAULTY)
     path, facts = _packed(recipe, size, crop, edition) or _pack(recipe, size, crop, faulty, edition)
@@ -164,14 +182,14 @@ def read(
     if pixels.shape != (facts["images"], 3, *size) or {len(column) for column in columns.values()} != {len(pixels)}:
         raise DataError(f"{path.with_suffix('.npy')} does not fit {path.name}; delete {path} and read again")
     sized = f"{facts['edition']} at {size[0]}x{size[1]}" + (" stretched" if crop == "stretch" else "")
-    return Packed(pixels, columns, sized, facts["digest"], tuple(facts["notes"]))
+    return Packed(recipe.name, sized, facts["digest"], pixels, columns, tuple(facts["notes"]))
 
 
 def verify(recipe: Recipe) -> list[str]:
     """One line per file that is here, archives by their digest, packed ones by that of their pixels."""
     lines = []
-    for path in archives.present(recipe.origin):
-        archive = archives.identify(recipe.origin, path)
+    for path in files.present(recipe):
+        archive = files.identify(recipe, path)
         lines.append(f"{path}: edition {archive.edition}, SHA-256 {archive.digest[:12]}…")
     for path, facts in _all_packed(recipe):
         pixels = np.load(path.with_suffix(".npy"), mmap_mode="r")
@@ -180,13 +198,13 @@ def verify(recipe: Recipe) -> list[str]:
         lines.append(f"{path.with_suffix('.npy')}: {len(pixels)} images, edition {facts['edition']}, as packed")
         lines += [f"  {note}" for note in facts["notes"]]
     if not lines:
-        raise archives.missing(recipe.origin)
+        raise files.missing(recipe)
     return lines
 
 
 def _all_packed(recipe: Recipe) -> list[tuple[Path, dict]]:
     found = []
-    for path in sorted((data_folder() / recipe.origin.name / "packed").glob("*.json")):
+    for path in sorted((data_folder() / recipe.name / "packed").glob("*.json")):
         try:
             facts = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -204,23 +222,21 @@ def _packed(recipe: Recipe, size: tuple[int, int], crop: str, edition: str) -> t
         if [facts["size"], facts["crop"], facts["subset"]] == [list(size), crop, recipe.subset]
         and edition in ("", facts["edition"])
     ]
-    here = archives.present(recipe.origin)
+    here = files.present(recipe)
     if not here or edition:
         if len(fitting) > 1:
             editions = ", ".join(sorted(facts["edition"] for _, facts in fitting))
-            raise DataError(f"{recipe.origin.name}: packed in several editions; name one with edition: {editions}")
+            raise DataError(f"{recipe.name}: packed in several editions; name one with edition: {editions}")
         if fitting or not here:
             return fitting[0] if fitting else None
     # Hashing gigabytes at each reading would take longer than reading: same name, size and time is the same file.
     seen = [_stamp(path) for path in here]
-    for path, facts in fitting:
+    for path, facts in sorted(fitting, key=lambda one: one[1]["stamps"] != seen):
         if facts["stamps"] == seen:
             return path, facts
-    found = [archives.identify(recipe.origin, path).digest for path in here] if fitting else []
-    for path, facts in fitting:
-        if facts["archives"] == found:
+        if facts["archives"] == [files.identify(recipe, path).digest for path in here]:
             facts["stamps"] = seen
-            _write(path, lambda file, facts=facts: file.write(json.dumps(facts, indent=1).encode()))
+            files.write(path, lambda file, facts=facts: file.write(json.dumps(facts, indent=1).encode()))
             return path, facts
     return None
 
@@ -230,15 +246,15 @@ def digest_of(recipe: Recipe, edition: str, *, size: int | str | Sequence[int], 
 
     Nothing is read. None for another edition: its digest is known where its files are.
     """
-    for names in recipe.origin.sets:
-        known = [{e: d for d, e in recipe.origin.known.get(name, {}).items() if len(d) == 64} for name in names]
+    for names in recipe.sets:
+        known = [{e: d for d, e in recipe.known.get(name, {}).items() if len(d) == 64} for name in names]
         if all(edition in of for of in known):
             return _digest(_key(recipe, parse_size(size), crop, [of[edition] for of in known]), ())
     return None
 
 
 def _key(recipe: Recipe, size: tuple[int, int], crop: str, digests: Sequence[str]) -> list:
-    return [recipe.origin.name, VERSION, recipe.version, recipe.subset, *size, crop, *digests]
+    return [recipe.name, VERSION, recipe.version, recipe.subset, *size, crop, *digests]
 
 
 def _digest(key: list, faults: Iterable[str]) -> str:
@@ -253,16 +269,16 @@ def _stamp(path: Path) -> list:
 def _pack(recipe: Recipe, size: tuple[int, int], crop: str, faulty: str, wanted: str) -> tuple[Path, dict]:
     from filelock import FileLock
 
-    found = archives.find(recipe.origin)
+    found = files.find(recipe)
     editions = sorted({archive.edition for archive in found})
     if len(editions) > 1:
-        raise DataError(f"{recipe.origin.name}: files of different editions: {', '.join(editions)}")
+        raise DataError(f"{recipe.name}: files of different editions: {', '.join(editions)}")
     edition = editions[0] + (f"-{recipe.subset}" if recipe.subset else "")
     if wanted not in ("", edition):
-        raise DataError(f"{recipe.origin.name}: edition {wanted!r} is not here; here is {edition!r}")
+        raise DataError(f"{recipe.name}: edition {wanted!r} is not here; here is {edition!r}")
     key = _key(recipe, size, crop, [file.digest for file in found])
     mark = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
-    folder = data_folder() / recipe.origin.name / "packed"
+    folder = data_folder() / recipe.name / "packed"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # two runs that start together pack once
         path = folder / f"{edition}-{size[0]}x{size[1]}-{crop}-{mark}.json"
@@ -277,7 +293,7 @@ def _pack(recipe: Recipe, size: tuple[int, int], crop: str, faulty: str, wanted:
             if faults and faulty == "refuse":
                 raise DataError(_refusal(found[0].path, faults))
             if not len(rows):
-                raise DataError(f"{found[0].path}: no image with a label; is it {recipe.origin.name}?")
+                raise DataError(f"{found[0].path}: no image with a label; is it {recipe.name}?")
             kept = np.flatnonzero(rows >= 0)
             pixels = _keep(part, kept)
             columns = {name: values[rows[kept]] for name, values in columns.items()}
@@ -301,9 +317,9 @@ def _pack(recipe: Recipe, size: tuple[int, int], crop: str, faulty: str, wanted:
                 "seconds": round(time.perf_counter() - start, 1),
             }
             del pixels
-            _write(path.with_suffix(".npz"), lambda file: np.savez(file, **columns))
+            files.write(path.with_suffix(".npz"), lambda file: np.savez(file, **columns))
             os.replace(part, path.with_suffix(".npy"))
-            _write(path, lambda file: file.write(json.dumps(facts, indent=1).encode()))  # last: it says "whole"
+            files.write(path, lambda file: file.write(json.dumps(facts, indent=1).encode()))  # last: it says "whole"
         except OSError as error:
             raise DataError(f"could not write {path.with_suffix('.npy')} ({error.strerror or error})") from error
         finally:
@@ -312,7 +328,7 @@ def _pack(recipe: Recipe, size: tuple[int, int], crop: str, faulty: str, wanted:
 
 
 def _decode_all(
-    recipe: Recipe, found: Sequence[archives.Archive], part: Path, size: tuple[int, int], crop: str
+    recipe: Recipe, found: Sequence[files.Archive], part: Path, size: tuple[int, int], crop: str
 ) -> tuple[list[str], list[int], dict[str, str | bytes], dict[str, str]]:
     """Appends each image to ``part``; gives their names and contents, the lists, and {image: why it is faulty}."""
     from PIL import Image
@@ -320,10 +336,10 @@ def _decode_all(
 
     names, contents, texts, faults = [], [], {}, {}
     seen = set()
-    with open(part, "wb") as file, tqdm(desc=recipe.origin.name, unit=" images", disable=None) as bar, _strict():
+    with open(part, "wb") as file, tqdm(desc=recipe.name, unit=" images", disable=None) as bar, _strict():
         _header(file, 0, size)
         for archive in found:
-            for member, content in archives.members(archive.path):
+            for member, content in files.members(archive.path):
                 member = PurePosixPath(member)
                 if member.name in recipe.texts + recipe.optional:
                     text = content()
@@ -368,17 +384,16 @@ def _strict() -> Iterable[None]:
 def _match(recipe: Recipe, names: list[str], listed: Sequence[str], faults: dict) -> tuple[np.ndarray, list[str]]:
     """The row of each image in the lists, -1 for none, and notes; faults are added to ``faults``."""
     place = {name: row for row, name in enumerate(listed)}
-    rows = np.array([place.get(name, -1) for name in names], dtype=np.int64)
     notes = []
-    unlabelled = [name for name, row in zip(names, rows, strict=True) if row < 0]
+    unlabelled = [name for name in names if name not in place]
     if recipe.unlabelled and unlabelled:
         notes.append(f"{len(unlabelled)} of {len(names)} images left out: {recipe.unlabelled} ({_some(unlabelled)})")
     elif unlabelled:
         faults |= dict.fromkeys(unlabelled, "has no label")
     if recipe.all_listed:
-        there = set(names)
-        faults |= {name: "is listed and not there" for name in listed if name not in there and name not in faults}
-    return rows, notes
+        there = {*names, *faults}
+        faults |= {name: "is listed and not there" for name in listed if name not in there}
+    return np.array([place.get(name, -1) for name in names], dtype=np.int64), notes
 
 
 def _some(names: Iterable[str]) -> str:
@@ -402,12 +417,11 @@ def _header(file: io.BufferedWriter, images: int, size: tuple[int, int]) -> None
 def _keep(part: Path, kept: np.ndarray) -> np.ndarray:
     """Moves the images ``kept`` (ascending) to the front of ``part`` and cuts off the rest."""
     pixels = np.load(part, mmap_mode="r+")
-    size = pixels.shape[2:]
     if len(kept) < len(pixels):
         for row, old in enumerate(kept):
             pixels[row] = pixels[old]
         pixels.flush()
-        end = pixels.offset + len(kept) * 3 * size[0] * size[1]
+        size, end = pixels.shape[2:], pixels.offset + len(kept) * pixels[0].nbytes
         del pixels
         with open(part, "r+b") as file:
             _header(file, len(kept), size)
@@ -422,25 +436,14 @@ def _digest_pixels(pixels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, write: Callable[[io.BufferedWriter], object]) -> None:
-    part = files._part(path)
-    try:
-        with open(part, "wb") as file:
-            write(file)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 # ------------------------------------------------------------------------------------------------- labels and splits
-def whole_number(value: str | None, allowed: range | Sequence[int], what: str) -> int:
-    """``value`` as one of ``allowed``; ``what`` says where it stands, for the DataError."""
-    value = value or ""  # None: a row that is too short
-    number = int(value) if value.strip().lstrip("-").isdecimal() else None
-    if number not in allowed:
-        shown = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else ", ".join(map(str, allowed))
-        raise DataError(f"{what} is {value.strip()!r}; allowed: {shown}")
-    return number
+def rows(text: str, where: str, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row of a CSV stands, for messages, and its values in ``columns``, "" where it is too short."""
+    table = csv.DictReader(text.splitlines())
+    if missing := set(columns) - set(table.fieldnames or ()):
+        raise DataError(f"{where} has no column {', '.join(sorted(missing))}")
+    for number, row in enumerate(table, 2):
+        yield f"{where}, line {number}: ", {name: row[name] or "" for name in columns}
 
 
 def random_split(names: np.ndarray, content: np.ndarray, *, shares: Sequence[float], seed: int = 0) -> Tensor:
@@ -449,13 +452,9 @@ def random_split(names: np.ndarray, content: np.ndarray, *, shares: Sequence[flo
     Images of one content go to one part, so that none is trained on and tested on; the order of the archive plays no
     role, only the names do.
     """
-    first = {}  # content -> its first name in the order of the alphabet
-    for name, value in sorted(zip(names.tolist(), content.tolist(), strict=True)):
-        first.setdefault(value, name)
-    order = sorted(first, key=first.get)
-    order = [order[i] for i in np.random.default_rng(seed).permutation(len(order))]
-    place = {value: i for i, value in enumerate(order)}
-    size = np.bincount([place[value] for value in content.tolist()], minlength=len(order))
-    middle = (np.cumsum(size) - size / 2) / len(names)
-    part = np.searchsorted(np.cumsum(shares)[:-1], middle, side="right")
-    return torch.from_numpy(part[[place[value] for value in content.tolist()]])
+    values, first, size = np.unique(content[np.argsort(names)], return_index=True, return_counts=True)
+    order = np.argsort(first)[np.random.default_rng(seed).permutation(len(values))]
+    middle = (np.cumsum(size[order]) - size[order] / 2) / len(names)
+    part = np.empty(len(values), dtype=np.int64)
+    part[order] = np.searchsorted(np.cumsum(shares)[:-1], middle, side="right")
+    return torch.from_numpy(part[np.searchsorted(values, content)])

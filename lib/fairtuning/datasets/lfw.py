@@ -10,44 +10,23 @@ open, are left out. The split has the sizes of arXiv 2403.00625 and no person in
 import io
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
+from fairtuning.datasets import DataError, GroupedData, images
 
 GENDERS = ("male", "female")
 LISTS = ("male_names.txt", "female_names.txt")
-SPLITS = ("training", "validation", "test")
 #: arXiv 2403.00625, Table 1: all 13,143 images with attributes; those of open gender are missing from our test part.
 SIZES = (6885, 1000, 5258)
 VALUES, BOOLEANS, ROWS = "lfw_attributes.txt", "lfw_binary_attributes2.npz", "filelist.txt"
 
-ORIGIN = archives.Origin(
-    name="lfw",
-    sets=(("lfw-deepfunneled.tgz", VALUES, *LISTS), ("lfw-deepfunneled.tar.gz",)),
-    known={
-        "lfw-deepfunneled.tgz": {"68331da3eb755a505a502b5aacb3c201": "official"},
-        "lfw-deepfunneled.tar.gz": {
-            "e521c255a8811d41fdfc91fae4b88fb578feb08854a455829b0656cca5e27bce": "resized-80-boolean"
-        },
-    },
-    manual=(
-        "for research: find the deep-funneled images and the two lists of gender (Afifi and Abdelhamed) by way of "
-        "http://vis-www.cs.umass.edu/lfw and the attribute values at "
-        "https://www.cs.columbia.edu/CAVE/databases/pubfig/download/lfw_attributes.txt, and put them into that folder"
-    ),
-)
 
-
-def _image(member: PurePosixPath) -> str | None:
-    return member.name  # Aaron_Eckhart_0001.jpg
-
-
-def _labels(texts: Mapping[str, str | bytes], names: Sequence[str]) -> tuple[list[str], dict[str, np.ndarray]]:
+def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], images.Columns]:
     listed, columns = _values(texts[VALUES]) if VALUES in texts else _booleans(texts)
     male, female = ({line.strip() for line in texts[name].splitlines()} for name in LISTS)
     known = np.array([(name in male) != (name in female) for name in listed])
@@ -55,7 +34,7 @@ def _labels(texts: Mapping[str, str | bytes], names: Sequence[str]) -> tuple[lis
     return [name for name, kept in zip(listed, known, strict=True) if kept], {k: v[known] for k, v in columns.items()}
 
 
-def _values(text: str) -> tuple[list[str], dict[str, np.ndarray]]:
+def _values(text: str) -> tuple[list[str], images.Columns]:
     """The official list: a comment, a header, then person, number of the image and 73 values, tab-separated."""
     lines = text.splitlines()
     header = lines[1].lstrip("#\t").split("\t") if len(lines) > 1 else []
@@ -70,7 +49,7 @@ def _values(text: str) -> tuple[list[str], dict[str, np.ndarray]]:
     return listed, _columns(header[2:], values > 0)
 
 
-def _booleans(texts: Mapping[str, str | bytes]) -> tuple[list[str], dict[str, np.ndarray]]:
+def _booleans(texts: images.Texts) -> tuple[list[str], images.Columns]:
     if missing := [name for name in (BOOLEANS, ROWS) if name not in texts]:
         raise DataError(f"lfw: neither {VALUES} nor {', '.join(missing)} is in the archive")
     listed = [line.strip().rsplit("/", 1)[-1] for line in texts[ROWS].splitlines()]
@@ -84,17 +63,29 @@ def _booleans(texts: Mapping[str, str | bytes]) -> tuple[list[str], dict[str, np
     return listed, _columns(names, values)
 
 
-def _columns(names: Sequence[str], values: np.ndarray) -> dict[str, np.ndarray]:
+def _columns(names: Sequence[str], values: np.ndarray) -> images.Columns:
     return {name.replace(" ", "_"): values[:, column].astype(np.int8) for column, name in enumerate(names)}
 
 
 RECIPE = images.Recipe(
-    ORIGIN,
-    _image,
-    LISTS,
-    _labels,
-    unlabelled="without attributes, or named in both or in neither list of gender",
+    name="lfw",
+    sets=(("lfw-deepfunneled.tgz", VALUES, *LISTS), ("lfw-deepfunneled.tar.gz",)),
+    known={
+        "lfw-deepfunneled.tgz": {"68331da3eb755a505a502b5aacb3c201": "official"},
+        "lfw-deepfunneled.tar.gz": {
+            "e521c255a8811d41fdfc91fae4b88fb578feb08854a455829b0656cca5e27bce": "resized-80-boolean"
+        },
+    },
+    manual=(
+        "for research: find the deep-funneled images and the two lists of gender (Afifi and Abdelhamed) by way of "
+        "http://vis-www.cs.umass.edu/lfw and the attribute values at "
+        "https://www.cs.columbia.edu/CAVE/databases/pubfig/download/lfw_attributes.txt, and put them into that folder"
+    ),
+    labels=_labels,
+    size=80,
+    texts=LISTS,
     optional=(VALUES, BOOLEANS, ROWS),
+    unlabelled="without attributes, or named in both or in neither list of gender",
 )
 
 
@@ -116,45 +107,14 @@ def split_people(names: Sequence[str], sizes: Sequence[int], *, seed: int = 0) -
     return torch.tensor([part[one] for one in person])
 
 
-def read(
-    *,
-    label: str = "gender",
-    group: str = "Heavy_Makeup",
-    size: int | str | Sequence[int] = 80,
-    crop: str = "center",
-    split_seed: int = 0,
-    faulty: str = "refuse",
-    edition: str = "",
-) -> GroupedData:
-    """LFW as grouped data: inputs ``[N, 3, height, width]`` uint8.
+def read(*, label: str = "gender", group: str = "Heavy_Makeup", split_seed: int = 0, **how: Any) -> GroupedData:
+    """LFW as grouped data: inputs ``[N, 3, height, width]`` uint8; ``how``: as for `images.read`.
 
     ``label`` and ``group`` are "gender" (1 = female) or an attribute, 1 = present (see above for the compact edition).
     The training and the validation part have the sizes of SIZES (their shares, where images are missing).
     """
-    packed = images.read(RECIPE, size=size, crop=crop, faulty=faulty, edition=edition)
-    allowed = sorted(set(packed.columns) - {"name", "content"})
-    check_choice("label", label, allowed)
-    check_choice("group", group, allowed)
-    if label == group:
-        raise DataError(f"label and group are both {label!r}; they must differ")
-    names = {name: GENDERS if name == "gender" else (f"not {name}", name) for name in (label, group)}
-    n = len(packed.pixels)
-    whole = sum(SIZES)
+    packed = images.read(RECIPE, **how)
+    n, whole = len(packed.pixels), sum(SIZES)
     sizes = SIZES if 0 <= whole - n <= 8 else [round(n * size / whole) for size in SIZES]
-    return packed.grouped(
-        name="lfw",
-        label=torch.from_numpy(packed.columns[label].astype(np.int64)),
-        group=torch.from_numpy(packed.columns[group].astype(np.int64)),
-        split=split_people(packed.columns["name"].tolist(), sizes, seed=split_seed),
-        label_names=names[label],
-        group_names=names[group],
-        split_names=SPLITS,
-    )
-
-
-def fetch() -> list[Path]:
-    return [archive.path for archive in archives.find(ORIGIN)]
-
-
-def verify() -> list[str]:
-    return images.verify(RECIPE)
+    split = split_people(packed.columns["name"].tolist(), sizes, seed=split_seed)
+    return packed.by_attributes(label, group, split, gender=GENDERS)

@@ -6,23 +6,27 @@ content in one part. Names that lack a field give no label; they are counted and
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
+from fairtuning.datasets import GroupedData, check_task, images
 
 GENDERS = ("male", "female")
 RACES = ("White", "Black", "Asian", "Indian", "Others")
-SPLITS = ("training", "validation", "test")
-SHARES = (0.7, 0.1, 0.2)
 LABELS = ("age>=median", "age>=N", "gender", "race", "white")
 GROUPS = ("gender", "race", "white")
 NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_[^_]*jpg")  # the date may have too few digits; a field may not be missing
 
-ORIGIN = archives.Origin(
+
+def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], images.Columns]:
+    found = {name: match.groups() for name in names if (match := NAME.match(name))}
+    columns = np.array(list(found.values()), dtype=np.int64).reshape(-1, 3).T
+    return list(found), dict(zip(("age", "gender", "race"), columns, strict=True))
+
+
+RECIPE = images.Recipe(
     name="utkface",
     sets=(("UTKFace.tar.gz",),),
     known={"UTKFace.tar.gz": {"bd78806a7cffd6bbffb737d07e457e22ca0d6bb6f2170edcc3746829491d8cb6": "resized-112"}},
@@ -30,67 +34,24 @@ ORIGIN = archives.Origin(
         "read the terms (non-commercial research) at https://susanqq.github.io/UTKFace, download 'Aligned&Cropped "
         "Faces' from there and put it into that folder"
     ),
+    labels=_labels,
+    size=80,
+    unlabelled="age, gender or race is missing in the name",
 )
 
 
-def _image(member: PurePosixPath) -> str | None:
-    return member.name
-
-
-def _labels(texts: Mapping[str, str], names: Sequence[str]) -> tuple[list[str], dict[str, np.ndarray]]:
-    found = {name: match.groups() for name in names if (match := NAME.match(name))}
-    columns = np.array(list(found.values()), dtype=np.int64).reshape(-1, 3).T
-    return list(found), dict(zip(("age", "gender", "race"), columns, strict=True))
-
-
-RECIPE = images.Recipe(ORIGIN, _image, (), _labels, unlabelled="age, gender or race is missing in the name")
-
-
-def read(
-    *,
-    label: str = "age>=median",
-    group: str = "gender",
-    size: int | str | Sequence[int] = 80,
-    crop: str = "center",
-    split_seed: int = 0,
-    faulty: str = "refuse",
-    edition: str = "",
-) -> GroupedData:
-    """UTKFace as grouped data: inputs ``[N, 3, height, width]`` uint8.
+def read(*, label: str = "age>=median", group: str = "gender", split_seed: int = 0, **how: Any) -> GroupedData:
+    """UTKFace as grouped data: inputs ``[N, 3, height, width]`` uint8; ``how``: as for `images.read`.
 
     ``label``: "age>=median" (of the training part), "age>=30" or another age, "gender" (1 = female), "race" (five
     values) or "white" (1 = White); ``group``: "gender", "race" or "white".
     """
-    check_choice("group", group, GROUPS)
-    if not re.fullmatch(r"age>=\d{1,3}", label):
-        check_choice("label", label, LABELS)
-    if label == group:
-        raise DataError(f"label and group are both {label!r}; they must differ")
-    packed = images.read(RECIPE, size=size, crop=crop, faulty=faulty, edition=edition)
+    check_task(label, group, LABELS if not re.fullmatch(r"age>=\d{1,3}", label) else (label,), GROUPS)
+    packed = images.read(RECIPE, **how)
     age, gender, race = (packed.columns[name] for name in ("age", "gender", "race"))
-    split = images.random_split(packed.columns["name"], packed.columns["content"], shares=SHARES, seed=split_seed)
-    values = {
-        "gender": (gender, GENDERS),
-        "race": (race, RACES),
-        "white": (1 - race.clip(0, 1), ("not White", "White")),
-    }
+    split = packed.random_split(split_seed)
+    values = {"gender": (gender, GENDERS), "race": (race, RACES), "white": (race == 0, ("not White", "White"))}
     if label.startswith("age"):
-        bound = int(np.median(age[split == 0]) if label.endswith("median") else label[5:])
-        values[label] = (age >= bound).astype(np.int64), (f"under {bound}", f"{bound} or older")
-    return packed.grouped(
-        name="utkface",
-        label=torch.from_numpy(values[label][0]),
-        group=torch.from_numpy(values[group][0]),
-        split=split,
-        label_names=values[label][1],
-        group_names=values[group][1],
-        split_names=SPLITS,
-    )
-
-
-def fetch() -> list[Path]:
-    return [archive.path for archive in archives.find(ORIGIN)]
-
-
-def verify() -> list[str]:
-    return images.verify(RECIPE)
+        bound = int(np.median(age[split.numpy() == 0]) if label.endswith("median") else label[5:])
+        values[label] = age >= bound, (f"under {bound}", f"{bound} or older")
+    return packed.grouped(values[label], values[group], split)

@@ -6,24 +6,34 @@ Label: landbird or waterbird, or the kind of bird; group: the background. In the
 one.)
 """
 
-import csv
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 
-from fairtuning.datasets import DataError, GroupedData, archives, check_choice, images
+from fairtuning.datasets import DataError, GroupedData, check_choice, images
 
 BIRDS = ("landbird", "waterbird")
 LABELS = ("bird", "kind")
 GROUPS = ("land", "water")
-SPLITS = ("training", "validation", "test")
+COLUMNS = {"y": 1, "place": 1, "split": 2}  # label, background and part, each with its largest value
 #: Images by (label, group): landbirds on land, on water, waterbirds on land, on water, as published.
 COUNTS = {"training": (3498, 184, 56, 1057), "validation": (467, 466, 133, 133), "test": (2255, 2255, 642, 642)}
 
-ORIGIN = archives.Origin(
+
+def _labels(texts: images.Texts, names: Sequence[str]) -> tuple[list[str], images.Columns]:
+    listed, columns = [], {"label": [], "group": [], "split": []}
+    for where, row in images.rows(texts["metadata.csv"], "waterbirds: metadata.csv", "img_filename", *COLUMNS):
+        listed.append(row["img_filename"])
+        for values, (name, most) in zip(columns.values(), COLUMNS.items(), strict=True):
+            if (value := row[name].strip()) not in map(str, range(most + 1)):
+                raise DataError(f"{where}{name} is {value!r}; allowed: 0 to {most}")
+            values.append(int(value))
+    return listed, {name: np.array(values, dtype=np.int64) for name, values in columns.items()}
+
+
+RECIPE = images.Recipe(
     name="waterbirds",
     sets=(("waterbirds_v1.0.tar.gz",), ("waterbird_complete95_forest2water2.tar.gz",)),
     known={
@@ -38,28 +48,11 @@ ORIGIN = archives.Origin(
         ),
     },
     manual="download it from https://wilds.stanford.edu/datasets or https://github.com/kohpangwei/group_DRO",
+    labels=_labels,
+    size=112,
+    texts=("metadata.csv",),
+    image=lambda member: "/".join(member.parts[-2:]),  # 001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg
 )
-
-
-def _image(member: PurePosixPath) -> str | None:
-    return "/".join(member.parts[-2:])  # 001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg
-
-
-def _labels(texts: Mapping[str, str], names: Sequence[str]) -> tuple[list[str], dict[str, np.ndarray]]:
-    rows = csv.DictReader(texts["metadata.csv"].splitlines())
-    if missing := {"img_filename", "y", "place", "split"} - set(rows.fieldnames or ()):
-        raise DataError(f"waterbirds: metadata.csv has no column {', '.join(sorted(missing))}")
-    listed, values = [], []
-    for number, row in enumerate(rows, 2):
-        where = f"waterbirds: metadata.csv, line {number}: "
-        listed.append(row["img_filename"])
-        allowed = {"y": range(2), "place": range(2), "split": range(3)}
-        values.append([images.whole_number(row[name], values_of, where + name) for name, values_of in allowed.items()])
-    columns = np.array(values, dtype=np.int64).reshape(-1, 3).T
-    return listed, dict(zip(("label", "group", "split"), columns, strict=True))
-
-
-RECIPE = images.Recipe(ORIGIN, _image, ("metadata.csv",), _labels)
 
 
 def kind_of(image: str) -> str:
@@ -71,46 +64,21 @@ def kind_of(image: str) -> str:
     return re.split(r"[._]", image.partition("/")[0])[-1].lower()
 
 
-def read(
-    *,
-    label: str = "bird",
-    group: str = "background",
-    size: int | str | Sequence[int] = 112,
-    crop: str = "center",
-    faulty: str = "refuse",
-    edition: str = "",
-) -> GroupedData:
-    """Waterbirds as grouped data: inputs ``[11788, 3, height, width]`` uint8.
+def read(*, label: str = "bird", group: str = "background", **how: Any) -> GroupedData:
+    """Waterbirds as grouped data: inputs ``[11788, 3, height, width]`` uint8; ``how``: as for `images.read`.
 
     ``label``: "bird" (1 = waterbird) or "kind" (70 of them, with 18 to 581 training images: `kind_of`, ours);
     ``group``: "background" (1 = water).
     """
     check_choice("label", label, LABELS)
     check_choice("group", group, ("background",))
-    packed = images.read(RECIPE, size=size, crop=crop, faulty=faulty, edition=edition)
-    bird, place, split = (torch.from_numpy(packed.columns[name]) for name in ("label", "group", "split"))
+    packed = images.read(RECIPE, **how)
+    bird, place, split = (packed.columns[name] for name in ("label", "group", "split"))
     for number, (part, expected) in enumerate(COUNTS.items()):
-        found = tuple(torch.bincount((2 * bird + place)[split == number], minlength=4).tolist())
-        if found != expected and faulty == "refuse":
+        found = tuple(np.bincount((2 * bird + place)[split == number], minlength=4).tolist())
+        if found != expected and how.get("faulty", "refuse") == "refuse":
             raise DataError(f"waterbirds: (label, group) counts of {part} are {found}, expected {expected}")
-    label_names, values = BIRDS, bird
+    names, values = BIRDS, bird
     if label == "kind":
-        kinds, found = np.unique([kind_of(name) for name in packed.columns["name"].tolist()], return_inverse=True)
-        label_names, values = tuple(kinds.tolist()), torch.from_numpy(found)
-    return packed.grouped(
-        name="waterbirds",
-        label=values,
-        group=place,
-        split=split,
-        label_names=label_names,
-        group_names=GROUPS,
-        split_names=SPLITS,
-    )
-
-
-def fetch() -> list[Path]:
-    return [archive.path for archive in archives.find(ORIGIN)]
-
-
-def verify() -> list[str]:
-    return images.verify(RECIPE)
+        names, values = np.unique([kind_of(name) for name in packed.columns["name"].tolist()], return_inverse=True)
+    return packed.grouped((values, names), (place, GROUPS), split)
