@@ -11,7 +11,7 @@ import torch
 from fairtuning import FairtuningError, bench_page, claims, report, runs
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.cli import main
-from fairtuning.datasets import GroupedData
+from fairtuning.datasets import DataError, GroupedData, own
 from fairtuning.losses import cross_entropy
 from fairtuning.networks import head, mlp_parameters, stack
 from fairtuning.runs import key_of, pack, unpack
@@ -398,7 +398,7 @@ def test_a_table_with_one_input_is_compared_without_p1(tmp_path, monkeypatch):
     assert run_cli(monkeypatch, "bench", "--data", source, "--output", output, "--seeds", 2) == 0
     assert "P1" in asked["without"]
     page = (output / "index.html").read_text()
-    assert "P1 is left out: it splits the head at rank 2, and the table has 1 input" in page
+    assert "P1 is left out: it needs 2 inputs or more, here is 1" in page
     assert not [label for label in labels_of("own", without=["P1"]) if "/P1" in label]
 
 
@@ -437,6 +437,11 @@ def test_own_images_train_on_features(tmp_path, monkeypatch):
             rows.writerow([f"{i}.png", bright, side])
     (tmp_path / "d.yaml").write_text("images: d.csv\nlabel: bright\ngroup: side\n")
     monkeypatch.setattr(features, "load", lambda data, backbone: data.inputs.float().flatten(2).mean(-1))
-    run = Run(data="own", source=str(tmp_path / "d.yaml"), backbone="vit-tiny", learning_rate=0.03, epochs=20)
+    source = str(tmp_path / "d.yaml")
+    edition = own.read(source).edition
+    run = Run(data="own", source=source, edition=edition, backbone="vit-tiny", learning_rate=0.03, epochs=20)
+    with pytest.raises(DataError, match="is another edition .* it was changed meanwhile; start again"):
+        records_of([replace(run, edition="0" * 64)])
     (record,) = records_of([run])
+    assert record["configuration"]["source"] == "" and str(tmp_path) not in str(record)
     assert record["accuracy"]["test"] == 1.0 and record["parameters"] == 3 * 2 + 2

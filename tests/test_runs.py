@@ -212,7 +212,7 @@ def test_one_digest_for_one_data_set_size_edition_and_split(tmp_path):
         store.append(line(2, "a" * 64))
         store.append(line(3, "b" * 64, size=224))
         store.append(line(4, "b" * 64, split_seed=3))
-        store.append(line(5, "b" * 64, source="mine.yaml"))  # of your own: its digest tells it apart
+        store.append(line(5, "b" * 64, edition="b" * 64))  # as of your own data
         before = written(store)
         with pytest.raises(RunError, match="birds 112 mine has the digest bbbbbbbbbbbb, and aaaaaaaaaaaa in other"):
             store.append(line(6, "b" * 64))

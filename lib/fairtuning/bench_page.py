@@ -214,10 +214,10 @@ def own_study(data: GroupedData, source: Path, *, seeds: int) -> Own:
     """A head makes about 300 steps, in 10 to 100 epochs."""
     rows = len(data.part("training"))
     batch = min(512, rows)
-    options = {"source": str(source.resolve()), "digest": data.digest}
+    options = {"source": str(source.resolve()), "edition": data.edition}
     options |= {"batch_size": batch, "epochs": min(100, max(10, 300 * batch // rows))}
     profile = {"seeds": seeds, "data": {"own": options | ({} if data.feature_names else {"backbone": "vit-tiny"})}}
-    return Own(replace(bench.STUDY, profiles={"own": profile}, labels={}, digest=data.digest))
+    return Own(replace(bench.STUDY, profiles={"own": profile}, labels={}))
 
 
 def own_page(source: Path, output: Path, *, seeds: int = 10, executor: str = "inline") -> Path:
@@ -230,11 +230,9 @@ def own_page(source: Path, output: Path, *, seeds: int = 10, executor: str = "in
     sizes = {part: cells[data.part(part)].bincount(minlength=int(cells.max()) + 1).tolist() for part in PARTS}
     warnings = list(data.notes)
     without = [] if data.feature_names else [*OF_TABLES]
-    if data.feature_names and len(data.feature_names) < RANK:
+    if 0 < len(data.feature_names) < RANK:
         without += ["P1"]
-        warnings.append(
-            f"P1 is left out: it splits the head at rank {RANK}, and the table has {len(data.feature_names)} input"
-        )
+        warnings.append(f"P1 is left out: it needs {RANK} inputs or more, here is {len(data.feature_names)}")
     if find_spec("fairlearn") is None:
         without += ["threshold DP", "threshold EO"]
         warnings.append("thresholds per group are left out: they need fairlearn, pip install fairlearn")
@@ -266,7 +264,8 @@ def _page(
     first = found.records(row_of("ERM", "R1"))[0]
     made = store.environments[first["environment"]]
     table = bool(data.feature_names)
-    inputs = f"{len(data.feature_names)} input columns" if table else "features of a frozen ViT-Tiny/16"
+    number = len(data.feature_names)
+    inputs = f"{number} input{'s' * (number > 1)}" if table else "features of a frozen ViT-Tiny/16"
     frontier = bench.frontier(store, "own", "own", study=study.STUDY)
     parts: list[Any] = [
         f"<h1>Fair fine-tuning, compared on {html.escape(name)}</h1>",

@@ -124,7 +124,6 @@ class Study:
     search_seeds: Callable[[int], int] = lambda seeds: 1
     version: Callable[[Any], int] = lambda run: 1
     here: Callable[[Any], bool] = lambda run: True
-    digest: str = ""  # of data of your own, whose edition is its digest: records of other data are not looked at
 
     # ------------------------------------------------------------------------------------------------------- labels
     @cached_property
@@ -264,11 +263,7 @@ class Study:
 
     def by_run(self, records: Iterable[Record]) -> dict[Any, Record]:
         """Records by the run that they are of, those of another version of its method left out. No data is needed."""
-        found = {
-            self.restore(record): record
-            for record in records
-            if not self.digest or record["data"]["digest"] == self.digest
-        }
+        found = {self.restore(record): record for record in records}
         return {run: record for run, record in found.items() if self.version(run) == record["version"]}
 
     def present(

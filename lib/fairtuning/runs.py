@@ -242,9 +242,9 @@ class Store:
 
     def _one_digest(self, record: Record, *, where: str) -> None:
         """RunError where a record is of other data than one of the same data set, size, edition and split: a record is
-        looked up by what it says, which must mean one thing. Data of your own is told apart by its digest."""
+        looked up by what it says, which must mean one thing. (The edition of your own data is its digest.)"""
         of, digest = record.get("configuration", {}), record.get("data", {}).get("digest")
-        if of.get("source") or digest is None:
+        if digest is None:
             return
         place = (*(of.get(name, "") for name in ("data", "size", "edition")), of.get("split_seed", 0))
         there = self._digests.setdefault(place, digest)

@@ -12,9 +12,11 @@ Paths are relative to the file they stand in, and stay below its folder. Everyth
 import csv
 import hashlib
 import io
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -72,6 +74,9 @@ def read(path: str | Path) -> GroupedData:
     A table: inputs ``[N, d]`` float64, texts one-hot, all standardised by the training part; a missing number is the
     training part's median and an input that says so. Images: uint8 ``[N, 3, 112, 112]``. Label 1 is the last of the two
     values in the order of the alphabet. ``notes`` warn of what makes a comparison unsure, small groups above all.
+
+    The edition is the digest: of label, group and split, and of the input columns as written or of the images' files.
+    Names of files, comments and columns that are no inputs have no part in it.
     """
     told = describe(Path(path))
     if told.file is None:
@@ -98,11 +103,15 @@ def read(path: str | Path) -> GroupedData:
         raise Problems(problems)
     inputs, names = (pixels, []) if told.images else _encode(columns, split == 0, notes)
     notes += _small(cells[split == 2], label_names, group_names)
-    digest = _digest(seen if told.images else columns, (label, group, split), (label_names, group_names))
+    mark = hashlib.sha256()
+    for part in (label_names, label.tolist(), group_names, group.tolist(), split.tolist(), seen):
+        mark.update(json.dumps(part).encode())
+    for column, (kind, _) in (columns or {}).items():
+        mark.update(json.dumps([column, kind, *table[column].fillna("")]).encode())
     return GroupedData(
         name="own",
-        edition=digest[:12],
-        digest=digest,
+        edition=mark.hexdigest(),
+        digest=mark.hexdigest(),
         inputs=torch.from_numpy(inputs),
         label=torch.from_numpy(label),
         group=torch.from_numpy(group),
@@ -113,20 +122,6 @@ def read(path: str | Path) -> GroupedData:
         feature_names=tuple(names),
         notes=tuple(notes),
     )
-
-
-def _digest(inputs: dict | list, numbers: Sequence[np.ndarray], names: Sequence[Sequence[str]]) -> str:
-    """SHA-256 of what decides a result, inputs, label, group and split, wherever it lies and however it was said."""
-    found = hashlib.sha256(repr(names).encode())
-    for values in numbers:
-        found.update(values.astype(np.int64).tobytes())
-    if isinstance(inputs, list):  # of images: the SHA-256 of each file
-        found.update(repr(inputs).encode())
-        return found.hexdigest()
-    for name, (kind, values) in inputs.items():
-        found.update(f"{name!r} {kind}".encode())
-        found.update(values.tobytes() if kind == "number" else repr(values.tolist()).encode())
-    return found.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------- description
@@ -192,7 +187,7 @@ def _show(value: Any) -> str:
 
 # --------------------------------------------------------------------------------------------------------------- table
 def _table(told: Description, content: bytes) -> Any:
-    """The CSV as a pandas table of texts, None for what is missing. What is not UTF-8 is a problem, and read on."""
+    """The CSV as a pandas table of texts, NaN for what is missing. What is not UTF-8 is a problem, and read on."""
     import pandas as pd
 
     name, say = told.file.name, told.problems.append
@@ -204,18 +199,11 @@ def _table(told: Description, content: bytes) -> Any:
         lines = ", ".join(map(str, bad[:3])) + (" …" if len(bad) > 3 else "")
         say(f"{name} is not UTF-8 throughout ({len(bad)} lines: {lines}); save it as UTF-8, all of it in one encoding")
     try:
-        header = next(csv.reader(io.StringIO(text), skipinitialspace=True), [])
-        if len(header) < 2:
-            raise ValueError("its first line names fewer than two columns; commas must separate them")
-        if twice := sorted({column for column in header if header.count(column) > 1}):
-            raise ValueError(f"two columns are called {_show(twice[0])}")
-        _check_widths(text, header)
-        table = pd.read_csv(
-            io.StringIO(text), dtype=str, keep_default_na=False, na_values=list(MISSING), skipinitialspace=True,
-            index_col=False, on_bad_lines="error",
-        )  # fmt: skip
-    except (ValueError, csv.Error, pd.errors.ParserError) as error:
-        raise Problems([*told.problems, f"{name} is no table ({' '.join(str(error).split())[:150]})"]) from None
+        header, rows = _fields(text)
+    except ValueError as error:
+        raise Problems([*told.problems, f"{name} is no table ({' '.join(str(error).split())[:200]})"]) from None
+    table = pd.DataFrame(rows, columns=header, dtype=object)
+    table = table.mask(table.isin(MISSING))
     absent = [column for column in dict.fromkeys(told.roles) if column and column not in table]
     has = ", ".join(map(str, table.columns[:12])) + (" …" if len(table.columns) > 12 else "")
     for column in absent:
@@ -225,21 +213,31 @@ def _table(told: Description, content: bytes) -> Any:
     return table
 
 
-def _check_widths(text: str, header: Sequence[str]) -> None:
-    """ValueError where a row has another number of fields than the header: which column each is of cannot be told, and
-    pandas would cut the last field off (R's ``write.table`` leaves the first column without a name) or make one up."""
-    rows = csv.reader(io.StringIO(text), skipinitialspace=True)
-    wrong, first = 0, None
-    for row in rows:
-        if row not in ([], [""]) and len(row) != len(header):
-            wrong += 1
-            first = first or (rows.line_num, len(row))
-    if first:
+def _fields(text: str) -> tuple[list[str], list[list[str]]]:
+    """Names of the columns, and the fields of every row; blank lines are none.
+
+    ValueError, with the line, where the quotes are wrong or a row has more or fewer fields than there are names: which
+    field belongs to which column would be a guess.
+    """
+    reader = csv.reader(io.StringIO(text, newline=None), skipinitialspace=True, strict=True)
+    try:
+        lines = [(reader.line_num, row) for row in reader if len(row) > 1 or "".join(row).strip()]
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+    header = lines.pop(0)[1] if lines else []
+    if len(header) < 2:
+        raise ValueError("its first line names fewer than two columns; commas must separate them")
+    if twice := sorted({column for column in header if header.count(column) > 1}):
+        raise ValueError(f"two columns are called {_show(twice[0])}")
+    if ragged := [(number, len(row)) for number, row in lines if len(row) != len(header)]:
         raise ValueError(
-            f"its header names {len(header)} columns, line {first[0]} has {first[1]} fields"
-            + (f", and so on in {wrong} rows" if wrong > 1 else "")
-            + "; give every column a name, and every row all its fields"
+            f"its first line names {len(header)} columns, but {len(ragged)} of {len(lines)} rows have more or fewer "
+            f"fields, first line {ragged[0][0]} with {ragged[0][1]}; name each column, quote texts with a comma"
         )
+    if "" in header:  # an index that pandas or R wrote; twice over by pandas, and the inner one has a name
+        first = header.index("")
+        header[first] = next(name for i in count(first) if (name := f"Unnamed: {i}") not in header)
+    return header, [row for _, row in lines]
 
 
 def _values(
@@ -323,7 +321,11 @@ def _tell_tales(told: Description, table: Any, columns: dict, notes: list[str]) 
 def _encode(
     columns: dict[str, tuple[str, np.ndarray]], training: np.ndarray, notes: list[str]
 ) -> tuple[np.ndarray, list[str]]:
-    """Inputs ``[N, d]`` float64, standardised by the training part, and their names."""
+    """Inputs ``[N, d]`` float64, standardised by the training part, and their names.
+
+    What is the same in every training row is left out: no training can say what another value means. Problems where
+    nothing is left.
+    """
     found: dict[str, np.ndarray] = {}
     for name, (kind, values) in columns.items():
         absent = np.array([value is None or value != value for value in values])
@@ -336,6 +338,11 @@ def _encode(
         if absent.any():
             found[f"{name} missing"] = absent.astype(np.float64)
             notes.append(f"column {_show(name)}: {int(absent.sum())} missing values, filled and marked")
+    for name in [name for name, values in found.items() if np.ptp(values[training]) == 0]:
+        notes.append(f"input {_show(name)} is the same in every training row and left out")
+        del found[name]
+    if not found:
+        raise Problems(["no column is left that could be an input: each is the same in every training row"])
     inputs = np.stack(list(found.values()), axis=1)
     spread = inputs[training].std(0)
     return (inputs - inputs[training].mean(0)) / np.where(spread > 0, spread, 1.0), list(found)

@@ -22,8 +22,7 @@ class Run(plan.Run):
     table."""
 
     data: str = "adult"
-    source: str = field(default="", compare=False)  # of data of your own: its YAML file, wherever that lies
-    digest: str = field(default="", compare=False)  # likewise: what was found there when the runs were planned
+    source: str = field(default="", compare=False)  # of data of your own: its YAML file; ``edition`` is its digest
     method: str = "ERM"
     strength: float = 0.0  # of the method: see Method.strength; 0 where it has none
     batch_size: int = 512
@@ -161,7 +160,7 @@ def judge(record: plan.Record, profile: plan.Fields) -> plan.Fields:
 
 def place(run: Run) -> Run:
     """What of a run says which inputs, labels and groups it has; the rest at its default."""
-    names = ("data", "source", "digest", "label", "attribute", "size", "edition", "backbone")
+    names = ("data", "source", "label", "attribute", "size", "edition", "backbone")
     return Run(**{name: getattr(run, name) for name in names})
 
 

@@ -37,23 +37,22 @@ DFR_STRENGTHS = (1.0, 0.3, 0.1, 0.03)
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+@cache
 def load(run: Run) -> GroupedData:
     """The data of a run (``configuration.place`` of it) with float64 inputs ``[N, d]`` that every method shares:
     one-hot columns, or features of a frozen backbone; standardised by the training part.
 
-    DataError where data of your own is no longer what the runs were planned for.
+    DataError where your own data is not the edition that the run is of.
     """
-    return _load(run, run.source, run.digest)
-
-
-@cache
-def _load(run: Run, source: str, digest: str) -> GroupedData:
-    if source:
+    if run.data == "own":
         from fairtuning.datasets import own
 
-        data = own.read(source)
-        if digest not in ("", data.digest):
-            raise DataError(f"{source}: table, images or YAML changed while the methods were compared; start again")
+        data = own.read(run.source)
+        if data.edition != run.edition:
+            raise DataError(
+                f"{run.source} or its data is another edition ({data.edition[:16]}) than the run's "
+                f"({run.edition[:16] or 'none'}): it was changed meanwhile; start again"
+            )
     elif not run.backbone:
         data = datasets.load(run.data, **({"encoding": "one-hot"} if run.data == "adult" else {}))
     else:
@@ -81,6 +80,7 @@ def work(unit: Sequence[Run]) -> list[Record]:
         share = (time.process_time() - before) / len(unit)
         lines = [environment(), *(examples_line(data, split, task_of(first)) for split in ("validation", "test"))]
         for index, run in enumerate(unit):
+            run = replace(run, source="")  # a record is of its data, wherever that lies
             found = {split: values[index] for split, values in scores.items()}
             lines.append(_record(run, data, found, histories[index], parameters=sizes[index], seconds=share))
         return lines
