@@ -151,7 +151,7 @@ def items_of(module: ModuleType, slug: str, data: str | None) -> str:
 
 def counted(module: ModuleType) -> tuple[str, ...]:
     """The items of a study that are counted, and need no runs."""
-    return getattr(module, "COUNTED", ())
+    return module.COUNTED
 
 
 def table(study: str, name: str, *, profile: str = "paper", found: Results | None = None) -> list[dict[str, Any]]:
@@ -251,13 +251,12 @@ def _state(study: str, entry: dict[str, Any], data: str | None, profile: str) ->
     if runs not in module.LABELS:
         return "not yet", "no runs are defined for it yet"
     found = _available(study, profile, data)
-    offered = getattr(module, "offered", lambda label, profile: True)
-    wanted = [label for label in module.LABELS[runs] if offered(label, profile)]
+    wanted = [label for label in module.LABELS[runs] if module.offered(label, profile)]
     absent = [label for label in wanted if found is None or label not in found.runs]
     if absent or not wanted:
         absent = absent or module.LABELS[runs]
         return "not yet", f"no records of {', '.join(absent[:3])}{' …' if len(absent) > 3 else ''}"
-    left_out = module.left_out(runs, profile) if hasattr(module, "left_out") else ""
+    left_out = module.left_out(runs, profile)
     return ("not yet", left_out) if left_out else ("reproduced", entry.get("note", ""))
 
 

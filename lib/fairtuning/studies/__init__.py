@@ -1,7 +1,8 @@
 """Studies: one per paper. Each says which runs its tables need and what one run does.
 
 A study is a module with ``NAME``, ``PROFILES``, ``LABELS`` (item of the paper -> labels of runs), ``plan``, ``key``,
-``units``, ``work``, ``cell`` and ``quantities``; ``studies.zhang2024`` is the pattern.
+``units``, ``work``, ``cell`` and ``quantities``; ``studies.zhang2024`` is the pattern. A paper's study also says what
+its pages need: ``offered``, ``left_out``, ``COUNTED`` and ``BACKBONES``.
 """
 
 from importlib import import_module

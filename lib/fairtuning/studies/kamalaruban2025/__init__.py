@@ -18,10 +18,10 @@ from fairtuning.studies.kamalaruban2025.configuration import (
     selected,
     units,
 )
-from fairtuning.studies.kamalaruban2025.tables import cell, quantities, results
+from fairtuning.studies.kamalaruban2025.tables import BACKBONES, COUNTED, cell, left_out, quantities, results
 from fairtuning.studies.kamalaruban2025.work import work
 
 __all__ = [
-    "LABELS", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "offered", "plan", "quantities", "resolve",
-    "results", "seeded", "selected", "units", "work",
+    "BACKBONES", "COUNTED", "LABELS", "NAME", "PROFILES", "Run", "cell", "configuration", "key", "left_out", "offered",
+    "plan", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

@@ -169,6 +169,15 @@ def _place(configuration: dict) -> tuple:
     return tuple(configuration[name] for name in ("data", "size", "edition"))
 
 
+COUNTED = ()  # items that are counted, and need no runs
+BACKBONES = {}  # titles of backbones: its pages name none
+
+
+def left_out(slug: str, profile: str) -> str:
+    """What of a table a profile has no runs for: nothing."""
+    return ""
+
+
 def cell(results: Results, slug: str, row: str, column: str) -> None:
     """Nothing printed by the paper could be had, so there is no cell to compare with."""
     raise MissingRuns(f"missing runs: {slug}")
@@ -215,4 +224,4 @@ def _minus(one: Effect, other: Effect) -> Effect:
     return Effect(one.by_seed - other.by_seed, one.resampled - other.resampled)
 
 
-__all__ = ["TaskResults", "cell", "quantities", "results"]
+__all__ = ["BACKBONES", "COUNTED", "TaskResults", "cell", "left_out", "quantities", "results"]

@@ -19,10 +19,10 @@ from fairtuning.studies.zhang2024.configuration import (
     selected,
     units,
 )
-from fairtuning.studies.zhang2024.tables import CELLS, METRIC, cell, quantities, results
+from fairtuning.studies.zhang2024.tables import BACKBONES, CELLS, COUNTED, METRIC, cell, left_out, quantities, results
 from fairtuning.studies.zhang2024.work import work
 
 __all__ = [
-    "CELLS", "LABELS", "METRIC", "NAME", "PROFILES", "SECONDS", "Run", "cell", "configuration", "key", "offered",
-    "plan", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
+    "BACKBONES", "CELLS", "COUNTED", "LABELS", "METRIC", "NAME", "PROFILES", "SECONDS", "Run", "cell", "configuration",
+    "key", "left_out", "offered", "plan", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

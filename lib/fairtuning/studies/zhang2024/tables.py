@@ -36,6 +36,8 @@ from fairtuning.studies.zhang2024.configuration import (
 )
 
 PARTS = ("pretraining", "training", "validation", "test")
+COUNTED = ()  # items that are counted, and need no runs
+BACKBONES = {}  # titles of backbones: its pages name none
 #: The paper's column names and the metrics behind them.
 METRIC = {"Err": "error", "DP": "demographic_parity_difference", "EO": "equalized_odds_difference_sum"}
 
@@ -202,6 +204,11 @@ def printed(metric: str, label: str, *, place: str = "Figure 4") -> float | None
     return found[0] if found else None
 
 
+def left_out(slug: str, profile: str) -> str:
+    """What of a table a profile has no runs for: nothing."""
+    return ""
+
+
 # --------------------------------------------------------------------------------------------------------- quantities
 def quantities(results: Results) -> dict[str, Callable[..., Effect]]:
     """The functions that claims/zhang2024.yaml names."""
@@ -258,4 +265,7 @@ def disagreement(results: Results, of: str, and_: str) -> Effect:
     return Effect(by_seed=differ.mean(1), resampled=None)
 
 
-__all__ = ["CELLS", "METRIC", "Ours", "PENALISED", "cell", "quantities", "results", "trainable"]
+__all__ = [
+    "BACKBONES", "CELLS", "COUNTED", "METRIC", "Ours", "PENALISED", "cell", "left_out", "quantities", "results",
+    "trainable",
+]  # fmt: skip
