@@ -222,10 +222,11 @@ def stage(notebooks: list[str]) -> None:
 def write_generated_pages(book: Path) -> None:
     """The pages and pictures that are made of records: book/records/*.md, book/scoreboard*."""
     sys.path.insert(0, str(ROOT / "lib"))
-    from fairtuning import FairtuningError, record_pages, scoreboard
+    from fairtuning import FairtuningError
+    from fairtuning.pages import records, scoreboard
 
     try:
-        record_pages.write(book)
+        records.write(book)
         scoreboard.write(book)
     except FairtuningError as error:
         raise Refused(f"pages made of records: {error}") from None

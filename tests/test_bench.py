@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from fairtuning import FairtuningError, bench_page, claims, report, runs
+from fairtuning import FairtuningError, claims, report, runs
 from fairtuning.analysis import MissingRuns, Results
 from fairtuning.cli import main
 from fairtuning.datasets import DataError, GroupedData, own
 from fairtuning.losses import cross_entropy
 from fairtuning.networks import head, mlp_parameters, stack
+from fairtuning.pages import comparison
 from fairtuning.runs import key_of, pack, unpack
 from fairtuning.studies import bench, sukumaran2024
 from fairtuning.studies.bench import METHODS, Run, resolve, seeded, selected, tables, units
@@ -205,14 +206,14 @@ def test_rows_differences_frontier_and_tables(store):
     assert by["DP=0.9", "demographic_parity_difference"].estimate.effect < 0
     points = bench.frontier(store, "classroom", "census")
     assert {method: len(settings) for method, settings in points.items()} == {"ERM": 4, "DP": 4, "group DRO": 4}
-    table = bench_page.methods_table("census", found)._repr_html_()
+    table = comparison.methods_table("census", found)._repr_html_()
     assert "intensity<br>0.9, given" in table and "largest group loss" in table
-    assert "★" in bench_page.differences_table("census", found)._repr_html_() or all(d.p >= 0.05 for d in differences)
-    assert "<img" in bench_page.frontier_figure("census", points)._repr_html_()
+    assert "★" in comparison.differences_table("census", found)._repr_html_() or all(d.p >= 0.05 for d in differences)
+    assert "<img" in comparison.frontier_figure("census", points)._repr_html_()
 
 
 def test_what_a_row_is_told():
-    told = {row: bench_page.told(row) for row in ("ERM/R1", "ERM/R2", "group DRO/R2", "DP=0.9", "DFR", "threshold DP")}
+    told = {row: comparison.told(row) for row in ("ERM/R1", "ERM/R2", "group DRO/R2", "DP=0.9", "DFR", "threshold DP")}
     assert list(told.values()) == [
         "nowhere",
         "validation",
@@ -237,7 +238,7 @@ def test_adapters_of_the_papers_stand_beside_the_heads_where_task_and_images_are
         assert {name: ours[data].get(name) for name in ("size", "label", "attribute")} == {
             name: theirs[data].get(name) for name in ("size", "label", "attribute")
         }
-    plain, fair = (bench_page._adapter_row("sukumaran2024", beside, row) for row in beside.runs)
+    plain, fair = (comparison._adapter_row("sukumaran2024", beside, row) for row in beside.runs)
     assert ">LoRA<" in plain[0] and "/utkface" not in fair[0]
     told, setting = 1, -3
     assert (plain[told], plain[setting]) == ("nowhere", "-")
@@ -308,7 +309,7 @@ def test_claims_name_rows_and_data_that_there_are():
 
 def test_verdicts_come_from_planted_results():
     found = {"adult": planted(ROWS, seed=1), "waterbirds": planted(ROWS[::-1], seed=2)}
-    said = {(v.id, v.data): v.verdict for v in bench_page.verdicts(found)}
+    said = {(v.id, v.data): v.verdict for v in comparison.verdicts(found)}
     assert (said["B-C2", "adult"], said["B-C2", "waterbirds"]) == ("supported", "contradicted")
     assert said["B-C7", "all"] == "contradicted" and said["B-C2", "lfw"] == "not yet"
 
@@ -419,7 +420,7 @@ def test_dfr_is_left_out_where_validation_is_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "labels_of", lambda data, without: asked.setdefault("without", without) and [])
     monkeypatch.setattr(runs, "ensure", lambda *a, **k: pytest.fail("stop here"))
     with pytest.raises(pytest.fail.Exception):
-        bench_page.own_page(table(tmp_path, n=120), tmp_path / "out")
+        comparison.own_page(table(tmp_path, n=120), tmp_path / "out")
     assert asked["without"] == ["DFR"]
 
 

@@ -306,7 +306,7 @@ def test_the_committed_scoreboard_is_what_the_records_say(tmp_path):
     """The README shows these files; `fairtuning claims --picture book/scoreboard.svg` writes them again."""
     import matplotlib
 
-    from fairtuning import scoreboard
+    from fairtuning.pages import scoreboard
 
     if f"matplotlib=={matplotlib.__version__} " not in (ROOT / "requirements.lock").read_text():
         pytest.skip(f"matplotlib {matplotlib.__version__} is not the locked one: its pictures differ in their bytes")

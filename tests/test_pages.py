@@ -11,11 +11,12 @@ import torch
 from matplotlib.figure import Figure as Canvas
 
 import planted
-from fairtuning import claims, pages, papers, record_pages, report, scoreboard
+from fairtuning import claims, papers, report
 from fairtuning.metrics import METRICS
+from fairtuning.pages import figures, records, scoreboard, tables
 from fairtuning.paths import ROOT
 from fairtuning.statistics import estimate
-from fairtuning.studies import STUDIES
+from fairtuning.studies import STUDIES, bench
 from fairtuning.studies import sukumaran2024 as study
 from fairtuning.studies.sukumaran2024 import measures
 from fairtuning.studies.sukumaran2024.tables import vit_parameters
@@ -49,9 +50,9 @@ def full(folder, monkeypatch):
 
 def shown(thing):
     """The HTML of what a cell shows; a figure is drawn, though not made an SVG of, which takes most of the time."""
-    if isinstance(thing, pages.Figure):
+    if isinstance(thing, figures.Figure):
         with matplotlib.rc_context():
-            thing.draw(Canvas(figsize=thing.size), pages.COLOURS["light"])
+            thing.draw(Canvas(figsize=thing.size), figures.COLOURS["light"])
         return thing.alt
     return thing._repr_html_() if hasattr(thing, "_repr_html_") else str(thing)
 
@@ -138,7 +139,7 @@ def test_table_5_is_counted_and_needs_no_run(folders):
             assert ours > printed == vit_parameters(rank=8, classes=40)[1]  # the total of the first row, in every row
     state = {(row["item"], row["data"]): row["state"] for row in report.coverage()}
     assert state["Table 5", "geode"] == state["Table 5", "aircraft"] == "reproduced"
-    html = pages.paper_table(NAME, "table5", data=None)._repr_html_()
+    html = tables.paper_table(NAME, "table5", data=None)._repr_html_()
     assert "counted: no run is needed" in html and "325,672" in html
 
 
@@ -181,31 +182,31 @@ def test_searches_tell_what_was_tried(full):
 
 # --------------------------------------------------------------------------------------------------- tables and figures
 def test_differences_are_the_effects(full):
-    table = pages.differences(full, [("FairLoRA", "LoRA"), ("FFT", "absent")], measures.measures(full), caption="")
+    table = tables.differences(full, [("FairLoRA", "LoRA"), ("FFT", "absent")], measures.measures(full), caption="")
     one = estimate(measures.measures(full)["Acc"]("FairLoRA", minus="LoRA"))
     assert table.rows[0][1] == f"{one.effect:.1f}<br>[{one.low:.1f}, {one.high:.1f}]" and len(table.rows) == 1
     assert one.effect == pytest.approx(100 * float(full.effect("FairLoRA", "accuracy", minus="LoRA").by_seed.mean()))
-    assert isinstance(pages.differences(None, [("FairLoRA", "LoRA")], {}, caption=""), pages.Missing)
+    assert isinstance(tables.differences(None, [("FairLoRA", "LoRA")], {}, caption=""), tables.Missing)
     # three seeds against five do not pair
     assert isinstance(
-        pages.differences(full, [("LoRA/r=8", "LoRA")], measures.measures(full), caption=""), pages.Missing
+        tables.differences(full, [("LoRA/r=8", "LoRA")], measures.measures(full), caption=""), tables.Missing
     )
 
 
 def drawn(figure):
     canvas = Canvas(figsize=figure.size)
-    figure.draw(canvas, pages.COLOURS["light"])
+    figure.draw(canvas, figures.COLOURS["light"])
     return canvas
 
 
 def test_dots_show_ours_and_the_papers(full):
     columns = measures.measures(full)
     vit = {f"ViT {label}": label for label in FOUR}
-    published = pages.published_by_metric(NAME, "table2", data="waterbirds", labels=vit)
+    published = tables.published_by_metric(NAME, "table2", data="waterbirds", labels=vit)
     assert published["FairFFT", "Recall min"]["mean"] == 78.95
-    figure = pages.dots(full, FOUR, published=published, metrics=columns, shown=["Acc", "F1 diff"], aligned=True)
+    figure = figures.dots(full, FOUR, published=published, metrics=columns, shown=["Acc", "F1 diff"], aligned=True)
     left, right = drawn(figure).axes
-    xs = [line.get_xdata()[0] for line in left.lines if len(line.get_xdata()) == 1]
+    xs = [x for line in left.lines for x in line.get_xdata()]
     for label in FOUR:
         assert any(abs(x - 100 * full.values(label, "accuracy").mean()) < 1e-6 for x in xs)
         assert published[label, "Acc"]["mean"] in xs
@@ -214,24 +215,37 @@ def test_dots_show_ours_and_the_papers(full):
     assert "LoRA: " in figure.alt and "(paper 91.83)" in figure.alt
 
 
+def test_a_method_has_one_colour_and_marker_in_every_figure():
+    colours = figures.COLOURS["light"]
+    found = figures.look(["FairLoRA", "FairLoRA/groups=cell", "LoRA, two classes", "your own"], colours)
+    assert found["palette"]["FairLoRA"] == found["palette"]["FairLoRA/groups=cell"] == colours[1]
+    assert found["dashes"]["FairLoRA"] != found["dashes"]["FairLoRA/groups=cell"]
+    assert found["markers"]["LoRA, two classes"] == figures.look(["LoRA"], colours)["markers"]["LoRA"]
+    assert found["palette"]["your own"] not in (colours[0], colours[1])
+    for names in (study.LABELS["table2"], bench.METHODS):
+        looks = figures.look(names, colours)
+        drawn = [tuple(looks[part][name] for part in ("palette", "markers", "dashes")) for name in names]
+        assert len(set(drawn)) == len(drawn)
+
+
 def test_dots_leave_no_panel_empty(full):
     columns = measures.measures(full)
     for panels in (5, 6, 7):
-        figure = pages.dots(full, FOUR, metrics=columns, shown=list(columns)[:panels])
+        figure = figures.dots(full, FOUR, metrics=columns, shown=list(columns)[:panels])
         axes = drawn(figure).axes
         assert len(axes) == panels and all(one.lines for one in axes)
 
 
 def test_dots_without_records(full):
-    assert isinstance(pages.dots(None, FOUR, metrics={}, shown=["Acc"]), pages.Missing)
-    published = pages.published_by_metric(NAME, "table6", data="aircraft")
-    figure = pages.dots(None, ["CLIP LoRA", "LoRA"], published=published, metrics={}, shown=["Acc"])
+    assert isinstance(figures.dots(None, FOUR, metrics={}, shown=["Acc"]), tables.Missing)
+    published = tables.published_by_metric(NAME, "table6", data="aircraft")
+    figure = figures.dots(None, ["CLIP LoRA", "LoRA"], published=published, metrics={}, shown=["Acc"])
     [axes] = drawn(figure).axes
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["CLIP LoRA"]
 
 
 def test_the_best_of_each_backbone_is_marked(full):
-    html = pages.paper_table(NAME, "table2", data="waterbirds", profile="compact", blocks=True)._repr_html_()
+    html = tables.paper_table(NAME, "table2", data="waterbirds", profile="compact", blocks=True)._repr_html_()
     # highest printed accuracy of each backbone, lowest F1 difference
     for value in ("93.87 ± 0.58", "89.27 ± 1.12", "91.83 ± 0.08", "18.58 ± 1.15", "15.86 ± 1.24", "12.66 ± 0.15"):
         assert f"<strong>{value} ★</strong>" in html
@@ -242,10 +256,10 @@ def test_the_best_of_each_backbone_is_marked(full):
 
 
 def test_state_names_scale_gap_and_command(full):
-    html = pages.state(NAME, [*FOUR, "LoRA/clip", "LoRA/celeba", "FairLoRA/lambda=3"], full, profile="compact").text
+    html = tables.state(NAME, [*FOUR, "LoRA/clip", "LoRA/celeba", "FairLoRA/lambda=3"], full, profile="compact").text
     assert "No records yet: LoRA/celeba, FairLoRA/lambda=3" in html and "--only celeba" in html
     assert "Profile compact does not offer: LoRA/clip" in html and "compute = True" in html
-    whole = pages.state(NAME, FOUR, full, profile="compact")
+    whole = tables.state(NAME, FOUR, full, profile="compact")
     assert whole.text == "" and whole.title == (
         "Measured here: profile compact, data waterbirds, ViT-Tiny/16 at 112 px, 5 seeds."
     )
@@ -283,11 +297,11 @@ def test_a_second_profile_shows_what_the_first_has_no_runs_on(monkeypatch):
 
 
 def test_every_number_leads_to_a_section_of_records(full, tmp_path):
-    page = next(path for path in record_pages.write(tmp_path) if path.stem == NAME).read_text()
+    page = next(path for path in records.write(tmp_path) if path.stem == NAME).read_text()
     anchors = re.findall(r"^\(run-(\w+)\)=$", page, re.M)
     assert len(anchors) == len(set(anchors)), "two labels of the same runs share a section"
     found = [full, report.results(NAME, "compact", "kinds"), report.results(NAME, "gpu")]
-    links = {key for link in pages.RecordsBehind(NAME, *found).links for key in re.findall(r"#run-(\w+)", link)}
+    links = {key for link in tables.RecordsBehind(NAME, *found).links for key in re.findall(r"#run-(\w+)", link)}
     assert links == set(anchors)
     assert f"fairtuning verify {NAME} --profile compact --key {anchors[0]}" in page
     store = report.Store.of(NAME, "compact")
@@ -313,5 +327,5 @@ def test_searches_stand_once_with_the_rules_that_select(full, tmp_path):
 
 
 def test_record_pages_without_records(folders, tmp_path):
-    for path in record_pages.write(tmp_path):
+    for path in records.write(tmp_path):
         assert "No records yet: `fairtuning run " in path.read_text()

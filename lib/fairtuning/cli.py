@@ -146,8 +146,8 @@ def bench(
     executor: Annotated[str, typer.Option(help="inline, processes, or a dask scheduler's address.")] = "inline",
 ) -> None:
     """Compare the methods on your own data: a page with intervals and warnings, and the records behind it."""
-    from fairtuning.bench_page import own_page
     from fairtuning.datasets.own import Problems
+    from fairtuning.pages.comparison import own_page
 
     if seeds < 2:
         raise FairtuningError(f"--seeds is {seeds}; allowed: 2 or more, for an interval needs them")
@@ -203,7 +203,7 @@ def claims(
     names = [study] if study else list(studies.STUDIES)
     verdicts = [verdict for name in names for verdict in report.verdicts(name, profile=profile or report.shown(name))]
     if picture is not None:
-        from fairtuning import scoreboard
+        from fairtuning.pages import scoreboard
 
         scoreboard.write(picture.parent, profile=profile)
     if as_json:

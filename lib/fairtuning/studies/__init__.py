@@ -32,6 +32,8 @@ class Module(Runnable, Protocol):
     PROFILES: Mapping[str, Mapping[str, Any]]
     LABELS: Mapping[str, Sequence[str]]  # table or figure -> labels of runs
     COUNTED: Sequence[str]  # items that are counted, and need no runs
+    METRIC: Mapping[str, Any]  # the paper's column names, and the metrics behind them
+    BACKBONES: Mapping[str, str]  # titles of those that the pages name
 
     def results(self, store: Any, profile: str, **which: Any) -> Any:
         """What a store holds: ``labels``, ``seeds`` and ``data`` choose; MissingRuns where there is nothing."""

@@ -17,10 +17,10 @@ from fairtuning.studies.kamalaruban2025.configuration import (
     selected,
     units,
 )
-from fairtuning.studies.kamalaruban2025.tables import COUNTED, cell, left_out, quantities, results
+from fairtuning.studies.kamalaruban2025.tables import BACKBONES, COUNTED, METRIC, cell, left_out, quantities, results
 from fairtuning.studies.kamalaruban2025.work import work
 
 __all__ = [
-    "COUNTED", "LABELS", "NAME", "PROFILES", "STUDY", "Run", "cell", "configuration", "left_out", "offered",
-    "quantities", "resolve", "results", "seeded", "selected", "units", "work",
+    "BACKBONES", "COUNTED", "LABELS", "METRIC", "NAME", "PROFILES", "STUDY", "Run", "cell", "configuration",
+    "left_out", "offered", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

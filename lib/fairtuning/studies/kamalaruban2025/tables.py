@@ -141,6 +141,8 @@ def results(
 
 
 COUNTED = ()  # items that are counted, and need no runs
+BACKBONES = {}  # titles of backbones: its pages name none
+METRIC = {}  # the paper's columns: no number of it could be had
 
 
 def left_out(slug: str, profile: str) -> str:
@@ -194,4 +196,4 @@ def _minus(one: Effect, other: Effect) -> Effect:
     return Effect(one.by_seed - other.by_seed, one.resampled - other.resampled)
 
 
-__all__ = ["COUNTED", "TaskResults", "cell", "left_out", "quantities", "results"]
+__all__ = ["BACKBONES", "COUNTED", "METRIC", "TaskResults", "cell", "left_out", "quantities", "results"]

@@ -17,10 +17,10 @@ from fairtuning.studies.zhang2024.configuration import (
     selected,
     units,
 )
-from fairtuning.studies.zhang2024.tables import CELLS, COUNTED, METRIC, cell, left_out, quantities, results
+from fairtuning.studies.zhang2024.tables import BACKBONES, CELLS, COUNTED, METRIC, cell, left_out, quantities, results
 from fairtuning.studies.zhang2024.work import work
 
 __all__ = [
-    "CELLS", "COUNTED", "LABELS", "METRIC", "NAME", "PROFILES", "STUDY", "Run", "cell", "configuration", "left_out",
-    "offered", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
+    "BACKBONES", "CELLS", "COUNTED", "LABELS", "METRIC", "NAME", "PROFILES", "STUDY", "Run", "cell", "configuration",
+    "left_out", "offered", "quantities", "resolve", "results", "seeded", "selected", "units", "work",
 ]  # fmt: skip

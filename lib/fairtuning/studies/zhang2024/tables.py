@@ -29,6 +29,7 @@ from fairtuning.studies.zhang2024.configuration import (
 
 PARTS = ("pretraining", "training", "validation", "test")
 COUNTED = ()  # items that are counted, and need no runs
+BACKBONES = {}  # titles of backbones: its pages name none
 #: The paper's column names and the metrics behind them.
 METRIC = {"Err": "error", "DP": "demographic_parity_difference", "EO": "equalized_odds_difference_sum"}
 
@@ -237,4 +238,7 @@ def disagreement(results: Results, of: str, and_: str) -> Effect:
     return Effect(by_seed=differ.mean(1), resampled=None)
 
 
-__all__ = ["CELLS", "COUNTED", "METRIC", "Ours", "PENALISED", "cell", "left_out", "quantities", "results", "trainable"]
+__all__ = [
+    "BACKBONES", "CELLS", "COUNTED", "METRIC", "Ours", "PENALISED", "cell", "left_out", "quantities", "results",
+    "trainable",
+]  # fmt: skip

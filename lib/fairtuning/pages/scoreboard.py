@@ -7,7 +7,8 @@ from typing import Any
 
 from fairtuning import claims, papers, report, studies
 from fairtuning.claims import Verdict
-from fairtuning.pages import DATA, SIGNS, TEXT, Figure, own_scale
+from fairtuning.pages.figures import TEXT, Figure
+from fairtuning.pages.tables import DATA, SIGNS, own_scale
 
 ORDER = ("supported", "contradicted", "unresolved", "not yet", "not testable here")
 

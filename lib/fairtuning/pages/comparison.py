@@ -7,9 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fairtuning import claims, pages, report, runs
+import seaborn
+from pandas import DataFrame
+
+from fairtuning import claims, report, runs
 from fairtuning.analysis import Results
 from fairtuning.datasets import GroupedData, own
+from fairtuning.pages import figures, tables
 from fairtuning.plan import Study
 from fairtuning.runs import Store
 from fairtuning.statistics import Estimate, estimate
@@ -52,7 +56,7 @@ def _setting(found: Results, row: str) -> str:
 
 def methods_table(
     data: str, found: Results, *, rule: str = "R2", beside: Mapping[str, Results] | None = None, linked: bool = False
-) -> pages.Table:
+) -> tables.Table:
     """One row per method: what it is told, each metric with its interval, its setting, seconds, parameters.
 
     ``beside``: adapters on the same test images (``bench.adapters``), shown below. ``linked``: names lead to
@@ -88,7 +92,7 @@ def methods_table(
     if beside:
         caption += " Adapters: settings selected by the rules of their own study; timed on a machine that did more."
     header = ["method", "attribute needed in", *(TITLES[metric] for metric in SHOWN), "setting", "seconds", "trained"]
-    return pages.Table(header, shown, caption=caption)
+    return tables.Table(header, shown, caption=caption)
 
 
 def _adapter_row(study: str, results: Results, row: str) -> list[str]:
@@ -96,7 +100,7 @@ def _adapter_row(study: str, results: Results, row: str) -> list[str]:
     configuration = records[0]["configuration"]
     short = row.removesuffix(f"/{configuration['data']}")
     strength = configuration.get("penalty", configuration.get("strength"))
-    name = pages.record_link(study, [record["key"] for record in records], html.escape(short))
+    name = tables.record_link(study, [record["key"] for record in records], html.escape(short))
     trained = "all weights" if configuration["method"] == "full" else "adapters"
     return [
         f"{name}<br><small>{trained}, {len(records)} seeds</small>",
@@ -108,7 +112,7 @@ def _adapter_row(study: str, results: Results, row: str) -> list[str]:
     ]
 
 
-def differences_table(data: str, found: Results, *, rule: str = "R2") -> pages.Table:
+def differences_table(data: str, found: Results, *, rule: str = "R2") -> tables.Table:
     """Every method less ERM, paired by seed; a star where Holm's adjusted p is below 0.05."""
     by_row: dict[str, list[str]] = {}
     for one in bench.differences(found, rule):
@@ -120,37 +124,30 @@ def differences_table(data: str, found: Results, *, rule: str = "R2") -> pages.T
         f"{html.escape(data)}: each method less ERM, paired by seed, with 95 % intervals; ★: p below 0.05 after Holm's "
         "adjustment over this table. Accuracies: above 0 is better; differences between groups: below 0 is better."
     )
-    return pages.Table(["method less ERM", *(TITLES[m] for m in SHOWN)], list(by_row.values()), caption=caption)
+    return tables.Table(["method less ERM", *(TITLES[m] for m in SHOWN)], list(by_row.values()), caption=caption)
 
 
-def frontier_figure(data: str, points: Mapping[str, Mapping[float, Mapping[str, float]]]) -> pages.Figure:
+def frontier_figure(data: str, points: Mapping[str, Mapping[float, Mapping[str, float]]]) -> figures.Figure:
     """Accuracy against worst group and against the two gaps, every setting of every method, on validation rows."""
-    metrics = SHOWN[1:]
+    frame = DataFrame({"method": method} | one for method, settings in points.items() for one in settings.values())
 
     def draw(figure: Any, colours: Sequence[str]) -> None:
-        for axes, metric in zip(figure.subplots(1, 3, sharey=True), metrics, strict=True):
-            for index, (method, settings) in enumerate(points.items()):
-                style = {
-                    "color": colours[index % len(colours)],
-                    "marker": pages.MARKERS[index % len(pages.MARKERS)],
-                    "ls": "-" if index < len(colours) else ":",
-                    "mfc": None if index < len(colours) else "none",
-                }
-                x, y = ([one[name] for one in settings.values()] for name in (metric, "accuracy"))
-                axes.plot(x, y, label=method, ms=4, lw=0.8, **style)
+        for axes, metric in zip(figure.subplots(1, 3, sharey=True), SHOWN[1:], strict=True):
+            seaborn.lineplot(
+                frame, x=metric, y="accuracy", hue="method", style="method", sort=False, estimator=None, lw=0.8,
+                ms=5, ax=axes, **figures.look(points, colours),
+            )  # fmt: skip
             axes.set_xlabel(TITLES[metric], fontsize=8)
             axes.locator_params(axis="x", nbins=4)
-        figure.axes[0].set_ylabel("accuracy")
-        handles, names = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=3, fontsize=7)
+        figures.legend(figure)
 
     best = {m: max(settings.values(), key=lambda one: one[SHOWN[1]]) for m, settings in points.items()}
     said = "; ".join(f"{m}: accuracy {one['accuracy']:.3f}, worst group {one[SHOWN[1]]:.3f}" for m, one in best.items())
     alt = f"{data}: accuracy against worst group and gaps by method and setting. Best worst group of each: {said}."
-    return pages.Figure(draw, alt=alt, size=(8.6, 3.9))
+    return figures.Figure(draw, alt=alt, size=(8.6, 3.9))
 
 
-def ranks_table(found: Mapping[str, Results], *, rule: str = "R2") -> pages.Table:
+def ranks_table(found: Mapping[str, Results], *, rule: str = "R2") -> tables.Table:
     """Mean rank of each method over the data sets, by metric, with the rank on each; shown without a test."""
     each = {metric: bench.mean_ranks(found, rule, metric) for metric in SHOWN}
     shown = []
@@ -161,10 +158,10 @@ def ranks_table(found: Mapping[str, Results], *, rule: str = "R2") -> pages.Tabl
             cells.append(f"{mean:.1f}<br><small>{', '.join(f'{rank:g}' for rank in ranks)}</small>")
         shown.append([html.escape(row.split("/")[0]), *cells])
     caption = f"Mean rank (1 is best) over {', '.join(found)}, and the rank on each; settings by {rule}. Not a test."
-    return pages.Table(["method", *(TITLES[metric] for metric in SHOWN)], shown, caption=caption)
+    return tables.Table(["method", *(TITLES[metric] for metric in SHOWN)], shown, caption=caption)
 
 
-def cells_table(data: str, found: Results, *, sizes: Mapping[str, Sequence[int]] | None = None) -> pages.Table:
+def cells_table(data: str, found: Results, *, sizes: Mapping[str, Sequence[int]] | None = None) -> tables.Table:
     """How many test rows each label has in each group (and other parts, where ``sizes`` gives them)."""
     labels, groups = found.examples["label_names"], found.examples["group_names"]
     sizes = dict(sizes or {}) | {
@@ -175,7 +172,7 @@ def cells_table(data: str, found: Results, *, sizes: Mapping[str, Sequence[int]]
         for i, label in enumerate(labels)
         for j, group in enumerate(groups)
     ]
-    return pages.Table(["label, group", *sizes], shown, caption=f"{html.escape(data)}: rows by label and group.")
+    return tables.Table(["label, group", *sizes], shown, caption=f"{html.escape(data)}: rows by label and group.")
 
 
 def verdicts(found: Mapping[str, Results], *, profile: str = "compact") -> list[claims.Verdict]:
@@ -184,7 +181,7 @@ def verdicts(found: Mapping[str, Results], *, profile: str = "compact") -> list[
     return claims.evaluate(claims.load(bench.NAME), quantities, profile=profile)
 
 
-def records_table(found: Mapping[str, Results], *, profile: str = "compact") -> pages.Table:
+def records_table(found: Mapping[str, Results], *, profile: str = "compact") -> tables.Table:
     """The keys of the records behind every number, and the commands that make them again."""
     shown = [
         [
@@ -195,7 +192,7 @@ def records_table(found: Mapping[str, Results], *, profile: str = "compact") -> 
         for data, one in found.items()
         for row, records in one.runs.items()
     ]
-    return pages.Table(
+    return tables.Table(
         ["run", "records", "make one again"], shown, caption=f"results/bench-{profile}.jsonl", prose=True
     )
 
