@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from fairtuning import cli, pages, papers, paths, report
+from fairtuning import cli, papers, paths, report
 from fairtuning.claims import load
+from fairtuning.pages import tables
 from fairtuning.runs import Store
 from fairtuning.studies import zhang2024
 
@@ -217,7 +218,7 @@ def test_table_json(fairtuning, records):
     assert [one["ours"] is None for one in missing if one["row"].startswith("Retrain+")] != []
     assert all(one["ours"] is None for one in missing if one["row"].startswith("Retrain+"))
     shown = fairtuning("table", "zhang2024", "figure4", *CLASSROOM)[1]
-    page = pages.paper_table("zhang2024", "figure4", data="adult", profile="classroom")
+    page = tables.paper_table("zhang2024", "figure4", data="adult", profile="classroom")
     assert "ours (profile classroom, data census in place of adult;" in page.caption
     assert "OURS" in shown and shown.count("ours: census") == sum(one["ours"] is not None for one in found)
 
