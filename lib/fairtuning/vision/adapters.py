@@ -43,16 +43,8 @@ class SplitProjection(nn.Module):
         if fused.out_features % 3:
             raise AdapterError(f"a projection to {fused.out_features} cannot be split in three; use layers='qkv'")
         for number, name in enumerate(("query", "key", "value")):
-            part = nn.Linear(
-                fused.in_features,
-                fused.out_features // 3,
-                bias=fused.bias is not None,
-                device=fused.weight.device,
-                dtype=fused.weight.dtype,
-            )
-            part.weight = nn.Parameter(fused.weight.detach().chunk(3)[number].clone())
-            if fused.bias is not None:
-                part.bias = nn.Parameter(fused.bias.detach().chunk(3)[number].clone())
+            part = nn.Linear(fused.in_features, fused.out_features // 3, bias=fused.bias is not None).to(fused.weight)
+            part.load_state_dict({key: value.chunk(3)[number] for key, value in fused.state_dict().items()})
             setattr(self, name, part)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -219,15 +211,11 @@ def parameters(model: PeftModel) -> tuple[int, int]:
     return model.get_nb_trainable_parameters()
 
 
-def _head(model: nn.Module) -> nn.Module:
+def _name_of_head(model: nn.Module) -> str | None:
     head = model.get_classifier()
     if not isinstance(head, nn.Linear | nn.Identity):
         raise AdapterError(f"the classifier is {type(head).__name__}; allowed: a linear layer, or none")
-    return head if isinstance(head, nn.Linear) else None
-
-
-def _name_of_head(model: nn.Module) -> str | None:
-    return next((name for name, module in model.named_modules() if module is _head(model)), None)
+    return next((n for n, module in model.named_modules() if module is head and isinstance(head, nn.Linear)), None)
 
 
 def _check_importance(importance: Mapping[str, Tensor], chosen: Mapping[str, nn.Linear]) -> None:

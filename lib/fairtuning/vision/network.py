@@ -4,7 +4,7 @@
 without adapters.
 """
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,10 @@ AT_ONCE = 256  # images, where there are many
 class Network:
     """What a backbone makes of some images, as a function of what is trained of it: a dictionary of tensors.
 
-    That is adapters of ``rank`` and the classifier, if the backbone has one, under peft's names (``layers``, ``start``
-    and ``seed`` as in ``adapters.add``); with ``rank=None`` the whole backbone. ``blocks`` adapts the last so many
-    blocks only: what comes before them is computed once for all images, ``pixels`` (uint8 ``[N, 3, height, width]``).
+    That is adapters of ``rank`` and the classifier, if the backbone has one, under peft's names (``how``: what else
+    ``adapters.add`` takes, ``layers`` and ``start`` say); with ``rank=None`` the whole backbone. ``blocks`` adapts the
+    last so many blocks only: what comes before them is computed once for all images, ``pixels`` (uint8
+    ``[N, 3, height, width]``).
     The model stays in evaluation mode: no dropout, and where it has batch normalisation, its statistics stay.
     """
 
@@ -34,23 +35,19 @@ class Network:
         *,
         rank: int | None,
         alpha: float = 16.0,
-        layers: str = "qkv",
         blocks: int | None = None,
-        start: str | Mapping[str, Tensor] = "zero",
-        seed: int = 0,
         precision: str = "float32",
         device: str = "cpu",
+        **how: Any,
     ):
         self.backbone, self.pixels, self.width = backbone, pixels, backbone.model.num_features
         self.device, self.precision = torch.device(device), getattr(torch, precision)
-        model, first = backbone.model, None
-        if rank is not None:
-            how = {"alpha": alpha, "layers": layers, "last": blocks, "start": start, "seed": seed}
-            model, self.scale = adapters.add(model, rank=rank, **how), alpha / rank
-        elif blocks is not None:
+        if rank is None and blocks is not None:
             raise ValueError(f"blocks is {blocks} without a rank; allowed: None, for all blocks are trained")
-        if blocks is not None:
-            first = len(backbone.model.blocks) - blocks
+        model = backbone.model
+        if rank is not None:
+            model, self.scale = adapters.add(model, rank=rank, alpha=alpha, last=blocks, **how), alpha / rank
+        first = len(backbone.model.blocks) - blocks if blocks is not None else None
         self.module = _Rest(model, first).to(device).eval()
         trained = {name: value.detach() for name, value in self.module.named_parameters() if value.requires_grad}
         self.module.requires_grad_(False)

@@ -86,16 +86,8 @@ def _encoder(run: Run) -> Network:
     else:
         size = images.parse_size(run.size)
         backbone = backbones.load(run.backbone, classes=0, size=size, weights=run.weights)
-    return Network(
-        backbone,
-        load(run).inputs,
-        rank=run.rank,
-        alpha=run.alpha,
-        layers=run.layers,
-        blocks=run.blocks,
-        precision=run.precision,
-        device=run.device,
-    )
+    names = ("rank", "alpha", "layers", "blocks", "precision", "device")
+    return Network(backbone, load(run).inputs, **{name: getattr(run, name) for name in names})
 
 
 def plan_of(run: Run) -> Plan:

@@ -119,17 +119,8 @@ def network_of(run: Run, data: datasets.GroupedData) -> Network:
     given = importance(backbone, run, data) if STARTS.get(start) else start or "zero"
     if run.device == "cpu":
         backbones.write_out_attention(backbone.model)
-    return Network(
-        backbone,
-        data.inputs,
-        rank=run.rank if kind == "lora" else None,
-        alpha=run.alpha,
-        layers=run.layers,
-        start=given,
-        seed=run.seed,
-        precision=run.precision,
-        device=run.device,
-    )
+    how = {name: getattr(run, name) for name in ("alpha", "layers", "seed", "precision", "device")}
+    return Network(backbone, data.inputs, rank=run.rank if kind == "lora" else None, start=given, **how)
 
 
 def scores(network: Network, parameters: Parameters, data: datasets.GroupedData, split: str) -> Tensor:
