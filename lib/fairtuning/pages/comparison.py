@@ -10,13 +10,13 @@ from typing import Any
 import seaborn
 from pandas import DataFrame
 
-from fairtuning import claims, report, runs
+from fairtuning import claims, runs
 from fairtuning.analysis import Results
 from fairtuning.datasets import GroupedData, own
 from fairtuning.pages import figures, tables
 from fairtuning.plan import Study
 from fairtuning.runs import Store
-from fairtuning.statistics import Estimate, estimate
+from fairtuning.statistics import estimate
 from fairtuning.studies import bench
 from fairtuning.studies.bench.configuration import FEWEST_FOR_DFR, METHODS, OF_TABLES, RANK
 from fairtuning.studies.bench.tables import ADAPTERS, SHOWN, row_of, rows
@@ -34,12 +34,6 @@ def told(row: str) -> str:
     """Where the attribute is needed for a row: in training, in validation (to select, or to fit), at test."""
     parts = set(METHODS[_method(row)].told) | ({"validation"} if row.endswith("/R2") else set())
     return ", ".join(part for part in PARTS if part in parts) or "nowhere"
-
-
-def _interval(one: Estimate, *, signed: bool = False) -> str:
-    value = report.number(one.effect)
-    plus = "+" if signed and one.effect > 0 and float(value) != 0 else ""
-    return f"{plus}{value}<br><small>{report.interval((one.low, one.high))}</small>"
 
 
 def _method(row: str) -> str:
@@ -64,20 +58,12 @@ def methods_table(
     """
     shown = []
     for row in rows(found, rule):
-        records = found.records(row)
         name = html.escape(row.split("/")[0])
-        shown.append(
-            [
-                f'<a href="#run-{records[0]["key"]}">{name}</a>'
-                if linked
-                else f"{name}<br><small>{html.escape(METHODS[_method(row)].title)}</small>",
-                told(row).replace(", ", ",<br>"),
-                *(_interval(estimate(found.effect(row, metric))) for metric in SHOWN),
-                _setting(found, row),
-                f"{sum(record['seconds'] for record in records) / len(records):.2f}",
-                f"{records[0]['parameters']:,}",
-            ]
-        )
+        if linked:
+            name = f'<a href="#run-{found.records(row)[0]["key"]}">{name}</a>'
+        else:
+            name += f"<br><small>{html.escape(METHODS[_method(row)].title)}</small>"
+        shown.append(_row(found, row, name, told(row), _setting(found, row), seconds=2))
     for study, results in (beside or {}).items():
         shown += [_adapter_row(study, results, row) for row in results.runs]
     seeds = len(next(iter(found.runs.values())))
@@ -95,6 +81,18 @@ def methods_table(
     return tables.Table(header, shown, caption=caption)
 
 
+def _row(results: Results, row: str, name: str, needed: str, setting: str, *, seconds: int) -> list[str]:
+    records = results.records(row)
+    return [
+        name,
+        needed.replace(", ", ",<br>"),
+        *(tables.stacked(estimate(results.effect(row, metric)), small=True) for metric in SHOWN),
+        setting,
+        f"{sum(record['seconds'] for record in records) / len(records):.{seconds}f}",
+        f"{records[0]['parameters']:,}",
+    ]
+
+
 def _adapter_row(study: str, results: Results, row: str) -> list[str]:
     records = results.records(row)
     configuration = records[0]["configuration"]
@@ -102,24 +100,17 @@ def _adapter_row(study: str, results: Results, row: str) -> list[str]:
     strength = configuration.get("penalty", configuration.get("strength"))
     name = tables.record_link(study, [record["key"] for record in records], html.escape(short))
     trained = "all weights" if configuration["method"] == "full" else "adapters"
-    return [
-        f"{name}<br><small>{trained}, {len(records)} seeds</small>",
-        ",<br>".join(ADAPTERS[study][short]) or "nowhere",
-        *(_interval(estimate(results.effect(row, metric))) for metric in SHOWN),
-        f"{'lambda' if 'penalty' in configuration else 'strength'}<br>{strength:g}" if strength else "-",
-        f"{sum(record['seconds'] for record in records) / len(records):.0f}",
-        f"{records[0]['parameters']:,}",
-    ]
+    name += f"<br><small>{trained}, {len(records)} seeds</small>"
+    setting = f"{'lambda' if 'penalty' in configuration else 'strength'}<br>{strength:g}" if strength else "-"
+    return _row(results, row, name, ", ".join(ADAPTERS[study][short]) or "nowhere", setting, seconds=0)
 
 
 def differences_table(data: str, found: Results, *, rule: str = "R2") -> tables.Table:
     """Every method less ERM, paired by seed; a star where Holm's adjusted p is below 0.05."""
     by_row: dict[str, list[str]] = {}
     for one in bench.differences(found, rule):
-        star = " ★" if one.p < 0.05 else ""
-        by_row.setdefault(one.row, [html.escape(one.row.split("/")[0])]).append(
-            _interval(one.estimate, signed=True) + star
-        )
+        cell = tables.stacked(one.estimate, signed=True, small=True) + (" ★" if one.p < 0.05 else "")
+        by_row.setdefault(one.row, [html.escape(one.row.split("/")[0])]).append(cell)
     caption = (
         f"{html.escape(data)}: each method less ERM, paired by seed, with 95 % intervals; ★: p below 0.05 after Holm's "
         "adjustment over this table. Accuracies: above 0 is better; differences between groups: below 0 is better."

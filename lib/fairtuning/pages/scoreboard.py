@@ -8,7 +8,7 @@ from typing import Any
 from fairtuning import claims, papers, report, studies
 from fairtuning.claims import Verdict
 from fairtuning.pages.figures import TEXT, Figure
-from fairtuning.pages.tables import DATA, SIGNS, own_scale
+from fairtuning.pages.tables import DATA, SIGNS, markdown, own_scale
 
 ORDER = ("supported", "contradicted", "unresolved", "not yet", "not testable here")
 
@@ -32,20 +32,10 @@ def _blocks(profile: str | None) -> list[list[Verdict]]:
     return blocks
 
 
-def _study(verdicts: Sequence[Verdict]) -> str:
-    paper = verdicts[0].id.partition("-")[0]
-    return next(study for study in studies.STUDIES if papers.load_published(study)["paper"]["id"] == paper)
-
-
 def _headline(verdicts: Sequence[Verdict]) -> str:
-    profile = verdicts[0].profile
-    reduced = "" if profile == "paper" else ", not the paper's scale"
-    return f"arXiv {papers.load_published(_study(verdicts))['paper']['arxiv']}, profile {profile}{reduced}"
-
-
-def _counts(verdicts: Sequence[Verdict]) -> str:
-    number = {verdict: sum(v.verdict == verdict for v in verdicts) for verdict in ORDER}
-    return ", ".join(f"{count} {verdict}" for verdict, count in number.items() if count)
+    paper, profile = verdicts[0].id.partition("-")[0], verdicts[0].profile
+    arxiv = {one["id"]: one["arxiv"] for one in (papers.load_published(study)["paper"] for study in studies.STUDIES)}
+    return f"arXiv {arxiv[paper]}, profile {profile}" + ("" if profile == "paper" else ", not the paper's scale")
 
 
 def _statements() -> dict[str, str]:
@@ -84,7 +74,9 @@ def figure(*, profile: str | None = None) -> Figure:
                 word = v.verdict.removesuffix(" here")  # of four columns one has no room for more
                 axes.text(x - 0.26, y, word, ha="left", va="center", color=colour[v.verdict], fontsize=8)
 
-    told = "; ".join(f"{_headline(found)}: {_counts(found)}" for found in blocks)
+    counts = [[(sum(v.verdict == verdict for v in found), verdict) for verdict in ORDER] for found in blocks]
+    said = [", ".join(f"{number} {verdict}" for number, verdict in one if number) for one in counts]
+    told = "; ".join(f"{_headline(found)}: {one}" for found, one in zip(blocks, said, strict=True))
     return Figure(draw, alt=f"Scoreboard of the claims. {told}.", size=(9.0, 0.4 * sum(heights)))
 
 
@@ -98,14 +90,18 @@ def write(folder: Path, *, profile: str | None = None) -> list[Path]:
     lines, texts = [], _statements()
     for verdicts in _blocks(profile):
         rows = [
-            f"| {v.id}: {texts[v.id]} | {v.data} | {SIGNS[v.verdict]} {v.verdict} "
-            f"| {report.number(v.effect)} | {report.interval(v.interval)} |"
+            [
+                f"{v.id}: {texts[v.id]}",
+                v.data,
+                f"{SIGNS[v.verdict]} {v.verdict}",
+                report.number(v.effect),
+                report.interval(v.interval),
+            ]
             for v in verdicts
             if v.verdict != "not yet"
         ]
-        lines += [f"**{_headline(verdicts)}**", ""]
-        if rows:
-            lines += ["| claim | data | verdict | effect | 95 % interval |", "|---|---|---|---|---|", *rows, ""]
+        lines.append(f"**{_headline(verdicts)}**")
+        lines += markdown(["claim", "data", "verdict", "effect", "95 % interval"], rows) if rows else [""]
         lines += [f"{own_scale(verdicts[0].profile)}Verdicts not given yet: {len(verdicts) - len(rows)}.", ""]
     paths.append(folder / "scoreboard.md")
     paths[-1].write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")

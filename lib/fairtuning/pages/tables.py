@@ -45,6 +45,11 @@ class Table:
         )
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    return ["", *(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)), ""]
+
+
 class Missing:
     """What stands in the place of numbers that have no records."""
 
@@ -223,6 +228,13 @@ def _mean(cell: dict[str, Any]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- effects
+def stacked(one: Estimate, *, digits: int = 3, signed: bool = False, small: bool = False) -> str:
+    """A cell of an effect above its interval."""
+    value, interval = report.number(one.effect, digits=digits), report.interval((one.low, one.high), digits=digits)
+    plus = "+" if signed and one.effect > 0 and float(value) != 0 else ""
+    return f"{plus}{value}<br>" + (f"<small>{interval}</small>" if small else interval)
+
+
 def effects_table(rows: Sequence[tuple[str, Estimate, str]], *, caption: str, digits: int = 3) -> Table:
     """Effects with 95 % intervals over seeds and examples: (what, Estimate, unit) each."""
     shown = [
@@ -269,13 +281,9 @@ def levels(
 
 
 def _matrix(names: Sequence[str], rows: Sequence[tuple[str, list[Effect]]], caption: str, digits: int) -> Table:
-    def cell(one: Estimate) -> str:
-        interval = report.interval((one.low, one.high), digits=digits)
-        return f"{report.number(one.effect, digits=digits)}<br>{interval}"
-
     seeds = sorted({len(effects[0].by_seed) for _, effects in rows})
     caption = f"{caption} In brackets 95 % intervals; {' and '.join(map(str, seeds))} seeds."
-    shown = [[what, *(cell(estimate(effect)) for effect in effects)] for what, effects in rows]
+    shown = [[what, *(stacked(estimate(effect), digits=digits) for effect in effects)] for what, effects in rows]
     return Table(["", *map(html.escape, names)], shown, caption=caption)
 
 
