@@ -65,6 +65,8 @@ RATES = {"adam": (0.0003, 0.001, 0.003, 0.01), "sgd": (0.001, 0.003, 0.01, 0.03)
 SEARCH_SEEDS = 5
 
 #: Fair pre-training: one of these by rule F, with an additive penalty, in batches in which a gap is more than noise.
+#: Set after a look at other batches, strengths and rates on the pre-training and validation rows of split 0; no test
+#: row was read.
 FAIR = [
     {"intensity": intensity, "learning_rate": rate, "batch_size": 2048, "epochs": 100}
     for intensity, rate in product((0.25, 0.5, 1.0, 2.0, 4.0), (0.003, 0.01))
