@@ -168,10 +168,6 @@ LABELS: dict[str, list[str]] = {
 }
 
 
-def task_of(label: str, profile_name: str) -> str:
-    return STUDY.place_of(label, profile_name)
-
-
 # -------------------------------------------------------------------------------------------------------------- choices
 def select(run: Run, asked: plan.Fields, profile: plan.Fields, choose: Callable) -> Run:
     """(1) the rate of Erm by R1, which all methods then have; (2) at that rate the strength, by the label's rule (D

@@ -338,11 +338,6 @@ def judge(record: plan.Record, profile: plan.Fields) -> plan.Fields:
     return plan.accuracy(record) | {"gap": record.get("gap", {}).get("validation", math.nan)}
 
 
-def place_of(run: Run) -> str | None:
-    """The key of a run's data among a profile's; None for the profile's first."""
-    return next((name for name, task in IMAGES.items() if run.label and task["label"] == run.label), None)
-
-
 def where(run: Run) -> tuple:
     """All that says which inputs, labels, groups and splits a run sees, and as what numbers."""
     return (
